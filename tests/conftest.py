@@ -78,6 +78,7 @@ RUNS = {
     "contracts/test_foreign_cells.py",
     "contracts/test_task_checks_can_fail.py",
     "contracts/test_tasks.py",
+    "contracts/test_transform_checks_can_fail.py",
     "distributed/test_several_processes.py",
     "faults",
     "fuzz",
@@ -126,6 +127,7 @@ RUNS = {
     "trainer/test_translation_runs.py",
     "training/test_key_stream.py",
     "training/test_parallel.py",
+    "training/test_seed_steps.py",
 }
 TESTS = Path(__file__).parent
 

@@ -70,10 +70,7 @@ FITTED = {
 STEP_FLAGS = ("--adapt-rate", "--adapt-decay", "--adapt-segment")
 IN_ORDER = ("--lanes", "--state cold")
 ADAPTIVE_RULES: Rules = (
-    *(
-        Needs(flag, ("--adapt",), "is about adaptation")
-        for flag in ("--adapt-rate", "--adapt-decay", "--adapt-segment")
-    ),
+    *(Needs(flag, ("--adapt",), "is about adaptation") for flag in STEP_FLAGS),
     *(Needs(flag, ("--cache",), "is about the cache") for flag in ("--cache-weight", "--cache-sharpness")),
     Excludes("--adapt", (*IN_ORDER, "--lines"), "follows one text from its beginning to its end"),
     Excludes("--cache", (*IN_ORDER, "--lines"), "follows one text from its beginning to its end"),

@@ -191,13 +191,12 @@ def write_values(values: UnitValues, color: str, as_table: bool) -> None:
 
 def write_picture(path: str, seen: Inspection, found: Sequence[Found], shown: UnitValues | None) -> None:
     """Write a picture or a page of a unit, or of all."""
-    from jaxgen import notebook
+    from jaxgen.inference.inspection import html_page
 
     if path.lower().endswith(".png"):
         write_output(path, (seen if shown is None else shown).plot().png)
     else:
-        parts = [(seen if shown is None else shown)._repr_html_(), *(each._repr_html_() for each in found)]
-        write_output(path, notebook.page("jaxgen neurons", parts).encode())
+        write_output(path, html_page([seen if shown is None else shown, *found]).encode())
     log(f"Written: {path}")
 
 

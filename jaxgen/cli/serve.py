@@ -29,7 +29,7 @@ DESCRIPTION = """Serve models over HTTP, with the interface of OpenAI's completi
     jaxgen serve --run pretrained:shakespeare --port 9000
     jaxgen serve --mix runs/a:0.7 runs/b:0.3
     jaxgen serve --host 0.0.0.0 --api-key SECRET   reachable from other machines
-    curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "The ", "seed": 0}'"""
+    curl http://127.0.0.1:8000/v1/models"""
 
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]

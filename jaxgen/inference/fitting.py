@@ -15,7 +15,10 @@ from jaxgen.inference.scorer import Score, Scorer
 
 #: At most this many characters of the held-out text are read, once for each value that is tried.
 MAX_CHARACTERS = 100_000
-#: Values to try: of one number after the other, each with the best values of those before.
+#: The most values of a number that are tried beyond its grid.
+MOST_BEYOND = 5
+#: Values to try: of one number after the other, each with the best values of those before. Where the first or the last
+#: value of a number is the best, the search goes on beyond it.
 GRIDS: dict[tuple[str, ...], tuple[float, ...]] = {
     ("adapt", "rate"): (3e-4, 6e-4, 1e-3, 2e-3, 4e-3),
     ("adapt", "decay"): (0.001, 0.003, 0.01, 0.03),
@@ -58,7 +61,7 @@ def fit_options(sampler: Sampler, options: AdaptiveOptions, fixed: Collection[tu
         >>> 0.8 <= fit.options.temperature <= 1.2
         True
     """
-    texts = held_out_text(sampler)
+    texts = held_out_text([sampler])
     scores: dict[AdaptiveOptions, Score] = {}
 
     def score(options: AdaptiveOptions) -> Score:
@@ -77,8 +80,25 @@ def search_grids(
     for key, values in GRIDS.items():
         if key in fixed or getattr(options, key[0]) is None:
             continue
-        options = min([_with_number(options, key, value) for value in values], key=loss)
+        tried = {value: loss(_with_number(options, key, value)) for value in values}
+        for _ in range(MOST_BEYOND):
+            best = min(tried, key=lambda value: tried[value])
+            if (value := _beyond(sorted(tried), best)) is None:
+                break
+            try:
+                tried[value] = loss(_with_number(options, key, value))
+            except UsageError:  # no number may be so large
+                break
+        options = _with_number(options, key, min(tried, key=lambda value: tried[value]))
     return options
+
+
+def _beyond(values: Sequence[float], best: float) -> float | None:
+    """The next value beyond the first or last of ``values`` if that is the ``best``, in the ratio of the last two."""
+    if len(values) < 2 or best not in (values[0], values[-1]):
+        return None
+    inner = values[1] if best == values[0] else values[-2]
+    return float(f"{best * best / inner:.2g}")
 
 
 def _with_number(options: AdaptiveOptions, key: tuple[str, ...], value: float) -> AdaptiveOptions:
@@ -86,13 +106,16 @@ def _with_number(options: AdaptiveOptions, key: tuple[str, ...], value: float) -
     return replace(options, **{key[0]: part})
 
 
-def held_out_text(sampler: Sampler) -> list[str]:
-    """The beginning of the text that all runs of ``sampler`` kept from training: documents, or one running text."""
-    if not sampler.runs:
+def held_out_text(samplers: Sequence[Sampler], most: int | None = MAX_CHARACTERS) -> list[str]:
+    """The text that all runs of ``samplers`` kept from training, or its first ``most`` characters, as ``unread_text``.
+
+    Raises ``UsageError`` and ``DataError``.
+    """
+    if not all(each.runs for each in samplers):
         raise UsageError("Numbers are fitted on the text that a run held out, and this model is of no run: give them.")
-    if sampler.conditioning is not None:
+    if samplers[0].conditioning is not None:
         raise UsageError("Numbers are not fitted for runs with labels or features: give them.")
-    return unread_text([LoadedRun.open(run) for run in sampler.runs], MAX_CHARACTERS)
+    return unread_text([LoadedRun.open(run) for each in samplers for run in each.runs], most)
 
 
 def _score(sampler: Sampler, texts: Sequence[str], options: AdaptiveOptions) -> Score:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -348,6 +348,11 @@ class Inspection:
     def _repr_html_(self) -> str:
         parts = list(zip(self.texts, (-math.log(2) * self.surprise).tolist()))
         return notebook.colored_tokens(parts, f"{self.about()}; .unit(...) shows a unit, .find(...) finds some")
+
+
+def html_page(parts: Iterable[Inspection | UnitValues | Found]) -> str:
+    """A page with what notebooks show of ``parts``."""
+    return notebook.page("jaxgen neurons", [each._repr_html_() for each in parts])
 
 
 def correlations(values: np.ndarray, targets: np.ndarray) -> np.ndarray:

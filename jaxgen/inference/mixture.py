@@ -14,8 +14,7 @@ import numpy as np
 from jaxgen.errors import UsageError, check_kind, counted
 from jaxgen.fsutil import StrictModel, json_sha256
 from jaxgen.inference.adaptation import AdaptiveOptions, can_adapt
-from jaxgen.inference.fitting import MAX_CHARACTERS
-from jaxgen.inference.loading import LoadedRun, unread_text
+from jaxgen.inference.fitting import MAX_CHARACTERS, held_out_text
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.tasks.language.mixture import MixtureTask
@@ -240,7 +239,7 @@ def fit_mixture(runs: Sequence[Run], *, gated: bool = False, reading: AdaptiveOp
         >>> sampler = jaxgen.mix(runs, fit.weights)
     """
     samplers = open_members(runs)
-    text = _unread_text(samplers, None if reading.plain else MAX_CHARACTERS)
+    text = held_out_text(samplers, None if reading.plain else MAX_CHARACTERS)
     scored = [_per_token(sampler, text, int(gated), reading) for sampler in samplers]
     logp = np.stack([found[0] for found in scored], axis=1)
     weights = fit_weights(logp)
@@ -251,18 +250,6 @@ def fit_mixture(runs: Sequence[Run], *, gated: bool = False, reading: AdaptiveOp
     gate = fit_gate(logp, confidence, np.log(weights))
     scores = np.array(gate[::2]) + np.array(gate[1::2]) * confidence
     return MixtureFit(None, gate, mixture_loss(logp, scores), losses, len(logp))
-
-
-def _unread_text(samplers: Sequence[Sampler], most: int | None) -> list[str]:
-    """The text that all runs held out; running text is one string."""
-    saved = []
-    for sampler in samplers:
-        if sampler.directory is None:
-            raise UsageError("The weights of a mixture are fitted for runs only: give folders, or numbers as weights.")
-        saved.append(LoadedRun.open(sampler.directory.path))
-    if samplers[0].conditioning is not None:
-        raise UsageError("Weights are not fitted for runs with labels or features: give them as numbers.")
-    return unread_text(saved, most)
 
 
 def _per_token(sampler: Sampler, texts: list[str], top: int, reading: AdaptiveOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -213,9 +213,10 @@ class Sampler(TrainedModel):
 
     @property
     def runs(self) -> list[str]:
-        """The folder of the run, or those of a mixture; weights that come from no run have none."""
+        """The folder of the run, or those of a mixture; none if some weights come from no run."""
         found = [self.origin()] if self.mixture is None else self.mixture["members"]
-        return [str(each["run"]) for each in found if each.get("run") is not None]
+        folders = [each.get("run") for each in found]
+        return [] if None in folders else [str(folder) for folder in folders]
 
     def origin(self) -> dict[str, object]:
         """The run and checkpoint, and the runs of a mixture with theirs, as JSON values."""

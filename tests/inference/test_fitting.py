@@ -37,6 +37,14 @@ def test_numbers_that_are_given_stay_and_what_is_off_stays_off():
     assert only == AdaptiveOptions(temperature=0.9)
 
 
+def test_the_search_goes_on_where_an_end_of_a_grid_is_the_best():
+    far = search_grids(EVERYTHING, lambda each: abs(np.log(each.adapt.rate / 0.03)) + each.adapt.decay)
+    assert 0.02 < far.adapt.rate < 0.04
+    assert 0 < far.adapt.decay < 1e-4
+    most = search_grids(EVERYTHING, lambda each: -each.cache.weight)
+    assert 0.3 < most.cache.weight < 1
+
+
 def test_a_model_of_no_run_has_no_text_to_fit_on(tiny):
     with pytest.raises(UsageError, match="run"):
         fit_options(tiny, EVERYTHING)
@@ -50,11 +58,12 @@ def test_the_held_out_text_is_what_is_scored(tmp_path, monkeypatch, number, more
     write("a.txt", "".join(lines))
     start(language_config("a.txt", "run", steps=5, eval_every=5, holdout=0.1, **more)).train()
     monkeypatch.setattr(fitting, "GRIDS", {key: values[:2] for key, values in GRIDS.items()})
+    monkeypatch.setattr(fitting, "MOST_BEYOND", 0)
     sampler = Sampler.load("run")
     fit = fit_options(sampler, AdaptiveOptions(Adaptation(segment=4), NeuralCache(9)))
     assert fit.score.tokens == fit.plain.tokens > 30
     assert fit.score.logp > fit.plain.logp
-    texts = fitting.held_out_text(sampler)
+    texts = fitting.held_out_text([sampler])
     assert "".join(texts) in "".join(lines) or more
     again = sum(score.logp for score, _ in Scorer(sampler, **fit.options.for_scorer).score_each(texts))
     assert fit.score.logp == pytest.approx(again)

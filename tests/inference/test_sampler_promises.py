@@ -113,6 +113,7 @@ def test_blocks_go_together_in_powers_of_two_when_they_are_many_and_small(blocks
     assert sampler_module.blocks_per_call(blocks, rows) == number
 
 
+@pytest.mark.runs
 def test_larger_blocks_keep_the_promise_among_themselves(sampler, texts):
     settings = replace(WARM, block=16)
     many = sampler.sample("abc", settings, num_samples=20)
@@ -146,6 +147,7 @@ def primed(task, sampler):
     return read
 
 
+@pytest.mark.runs
 def test_blocks_decoded_in_another_order_and_in_one_call_give_the_same_texts(task, sampler, primed, texts):
     chain = WARM.chain((PAD, UNK, EOS))
     options = {"length": LENGTH, "greedy": False, "eos": EOS, "pad": PAD}
@@ -251,7 +253,7 @@ def test_padding_and_unknown_are_never_drawn_from_documents(documents):
 
 
 def test_a_document_ends_where_eos_is_drawn(documents):
-    made = ids_of(documents, GenerationConfig(length=40, temperature=1.8), num_samples=64)
+    made = ids_of(documents, GenerationConfig(length=40, temperature=1.8), num_samples=48)
     assert 5 < np.mean([len(ids) for ids in made]) < 17  # one token in V = 13 ends it, less what 40 tokens cut off
     assert all(EOS not in ids[:-1] for ids in made)
 
@@ -337,6 +339,7 @@ def test_a_prompt_counts_for_a_repetition_penalty_however_it_was_read(sampler):
     assert sampler.sample("", settings, state=replace(state, tokens=state.tokens[:0])) != whole
 
 
+@pytest.mark.runs
 def test_decoding_ends_soon_after_every_text_has_ended(sampler, texts, monkeypatch):
     calls = []
 

@@ -28,6 +28,8 @@ from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import CharTokenizer
 
 pytest.importorskip("flatbuffers")
+#: As in the processes: with other optimisations the bits would differ.
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "interchange.md"
@@ -51,13 +53,13 @@ def random_sampler(cell: str = "gru", *, documents: bool = False, layers: int = 
     return Sampler(task, tokenizer, params, documents=documents)
 
 
-def write_alone(data: bytes, cases: list[dict], folder: Path) -> list[str]:
+def write_alone(data: bytes, cases: list[dict], folder: Path, environment: dict[str, str]) -> list[str]:
     """What the program on the page writes, in a process of its own."""
     (folder / "model.zip").write_bytes(data)
     program = re.search(r"```python\n(.*?)\nprint", PAGE.read_text(encoding="utf-8"), re.DOTALL).group(1)
     code = ALONE.format(program=program)
     command = [sys.executable, "-I", "-c", code, str(folder / "model.zip"), json.dumps(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -88,7 +90,7 @@ def test_the_step_of_the_archive_is_that_of_the_sampler(archive):
 
 
 @pytest.mark.runs
-def test_without_jaxgen_the_texts_are_the_samplers_bit_for_bit(tmp_path):
+def test_without_jaxgen_the_texts_are_the_samplers_bit_for_bit(tmp_path, quick_environment):
     sampler, prompt = random_sampler(), "abc d" * 14  # longer than a chunk of the prefill
     settings = [
         (prompt, 3, GenerationConfig(70, seed=5)),
@@ -102,18 +104,18 @@ def test_without_jaxgen_the_texts_are_the_samplers_bit_for_bit(tmp_path):
         | {"top_p": 0.9, "min_p": 0.01},
     ]
     expected = [given + sampler.sample(given, each, first=first)[0] for given, first, each in settings]
-    assert write_alone(export_stablehlo(sampler), cases, tmp_path) == expected
+    assert write_alone(export_stablehlo(sampler), cases, tmp_path, quick_environment) == expected
     assert len({*expected}) == 3
 
 
 @pytest.mark.runs
-def test_documents_begin_and_end_as_the_samplers(tmp_path):
+def test_documents_begin_and_end_as_the_samplers(tmp_path, quick_environment):
     sampler = random_sampler("lstm", documents=True)
     cases = [{"prompt": prompt, "length": 80, "sample": i} for prompt in ("", "ab") for i in range(3)]
     expected = [
         each["prompt"] + sampler.sample(each["prompt"], GenerationConfig(80), first=each["sample"])[0] for each in cases
     ]
-    assert write_alone(export_stablehlo(sampler), cases, tmp_path) == expected
+    assert write_alone(export_stablehlo(sampler), cases, tmp_path, quick_environment) == expected
     assert any(len(text) < 80 for text in expected)
 
 

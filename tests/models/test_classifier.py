@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxgen.cells import GRU, Elman
+from jaxgen.cells import Elman
 from jaxgen.errors import UsageError
 from jaxgen.models import Classifier
 from jaxgen.models.classifier import POOLINGS
@@ -105,7 +105,7 @@ def test_logits_are_those_by_hand(pooling):
 @pytest.fixture(scope="module", params=POOLINGS)
 def reading(request):
     """A classifier of two layers, its parameters, and its logits with their gradient, compiled once."""
-    model, params = setup(GRU, layers=2, bidirectional=True, pooling=request.param)
+    model, params = setup(Elman, layers=2, bidirectional=True, pooling=request.param)
 
     def loss(params, tokens, valid):
         logits = model.apply({"params": params}, tokens, valid)

@@ -56,7 +56,7 @@ def said(figure) -> set[str]:
     return {text.get_text() for text in figure.findobj(Text)}
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.runs)])
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_text_can_be_read_on_its_page(name, theme, figure_of):
     figure = figure_of(PICTURES[name], theme)

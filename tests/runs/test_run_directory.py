@@ -432,7 +432,9 @@ def test_json_that_is_not_acceptable_is_refused_in_a_sentence(tmp_path, content,
         RunDirectory(tmp_path).read_json("config.json")
 
 
-@pytest.mark.parametrize("unit", [b"[],", b"{},", b"1,", b'["",[[]]],'])
+@pytest.mark.parametrize(
+    "unit", [b"[],", *(pytest.param(each, marks=pytest.mark.runs) for each in (b"{},", b"1,", b'["",[[]]],'))]
+)
 def test_json_that_would_fill_the_memory_is_refused_before_it_is_made(tmp_path, unit):
     (tmp_path / "config.json").write_bytes(b"[" + unit * (2**26 // len(unit) - 9) + b"0]")
     tracemalloc.start()

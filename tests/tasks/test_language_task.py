@@ -200,7 +200,7 @@ def test_a_reset_row_forgets_the_carry_that_came_in(small):
     jax.tree.map(np.testing.assert_array_equal, *pair)
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=[SIZES[0], pytest.param(SIZES[1], marks=pytest.mark.runs)])
 def decoding(request):
     """An LSTM of two layers, what it has prepared for decoding, and its forward pass over some tokens."""
     task = build(vocab_size=request.param, cell="lstm", layers=2)

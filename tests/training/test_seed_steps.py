@@ -50,7 +50,7 @@ def to(dtype, leaf):
     return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-@pytest.mark.parametrize("shares_text", [True, pytest.param(False, marks=pytest.mark.runs)])
+@pytest.mark.parametrize("shares_text", [True, False])
 def test_twenty_steps_in_float32_agree_to_1e_5(shares_text):
     losses, params = both_ways("elman", 20, shares_text=shares_text)
     np.testing.assert_allclose(*losses, atol=1e-5, rtol=0)
@@ -58,7 +58,6 @@ def test_twenty_steps_in_float32_agree_to_1e_5(shares_text):
     assert not np.allclose(losses[0][0], losses[0][1], atol=1e-3)  # the seeds differ
 
 
-@pytest.mark.runs
 @pytest.mark.parametrize("cell", [name for name in jaxgen.CELLS if name != "lru"])  # which is not for float64
 def test_two_hundred_steps_in_float64_agree_to_1e_8(cell):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -67,7 +66,6 @@ def test_two_hundred_steps_in_float64_agree_to_1e_8(cell):
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-8, rtol=0), *params)
 
 
-@pytest.mark.runs
 @pytest.mark.skipif("jax.local_device_count() < 2")
 def test_runs_that_are_spread_over_devices_are_the_same_runs():
     losses, params = both_ways("elman", 20, make_mesh(2))

@@ -18,7 +18,7 @@ from jaxgen.types import Batch, Objective
 
 V, B, T, K = 7, 3, 5, 4
 KEY = jax.random.key(1, impl="threefry2x32")
-TASK = LanguageTask.build(vocab_size=V, cell="lstm", cell_options={}, hidden=6, layers=1, dropout=0.3)
+TASK = LanguageTask.build(vocab_size=V, cell="elman", cell_options={}, hidden=6, layers=1, dropout=0.3)
 SCHEDULE = make_schedule("cosine", lr=0.05, warmup=2, horizon=8, final=0.1)
 OPTIMIZER = make_optimizer("adamw", SCHEDULE, clip=0.5, options={"weight_decay": 0.1})
 SGD = make_optimizer("sgd", optax.constant_schedule(1.0), clip=0.1, options={"momentum": 0.0})
@@ -41,7 +41,7 @@ class Aimed(LanguageTask):
 
 #: Compiles in half the time, for what is not compared bitwise with what was compiled as usual.
 FAST = {"xla_backend_optimization_level": 0}
-PLAIN = LanguageTask.build(vocab_size=V, cell="lstm", cell_options={}, hidden=6, layers=1)
+PLAIN = LanguageTask.build(vocab_size=V, cell="elman", cell_options={}, hidden=6, layers=1)
 
 
 def counted(*args):
