@@ -98,7 +98,7 @@ def test_units_that_tell_a_feature_are_found(server, tiny):
     assert [each["unit"] for each in found["found"]["units"]] == [str(each.unit) for each in units.units]
     assert found["arrays"] == {name: array.shape[1] for name, array in seen.arrays.items()}
     np.testing.assert_allclose(found["array"], seen.states[1]["h"], atol=6e-4)
-    for wrong in ({"find": "("}, {"array": "9:h"}, {"find": "x"}):
+    for wrong in ({"find": "("}, {"find": "(?au)a"}, {"array": "9:h"}, {"find": "x"}):
         assert server.post("/v1/inspect", text=text, **wrong).status_code == 400
 
 
