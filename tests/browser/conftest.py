@@ -13,6 +13,7 @@ import pytest
 from serving import Running, run_server, served
 
 from jaxgen.inference.sampler import Sampler
+from jaxgen.server.completions import Limits
 
 playwright = pytest.importorskip("playwright.sync_api", reason='needs `pip install "jaxgen[browser]"`')
 #: Milliseconds that the page may take; the first requests compile.
@@ -26,7 +27,8 @@ def sampler() -> Sampler:
 
 @pytest.fixture(scope="session")
 def server(sampler: Sampler) -> Iterator[Running]:
-    with run_server([served(sampler, "shakespeare")]) as running:
+    limits = Limits(prompt=2_000, texts=4, tokens=50_000)
+    with run_server([served(sampler, "shakespeare")], limits) as running:
         yield running
 
 
