@@ -23,7 +23,7 @@ from jaxgen.inference.loading import LoadedRun
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 RUN = "pretrained:shakespeare"
 #: Colours of a picture, which keep it small.
-COLORS = 128
+COLORS = 256
 #: Characters of the validation text in which units are looked for.
 CHARACTERS = 8_000
 SURPRISING = """ROMEO:
@@ -35,10 +35,10 @@ The password of my wifi is broken, good sir.
 """
 
 
-def save(page: Any, name: str, clip: dict[str, float] | None = None) -> None:
+def save(page: Any, name: str) -> None:
     """Write what the page shows as a small PNG."""
-    shown = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
-    shown.quantize(COLORS).save(PICTURES / f"studio-{name}.png", optimize=True)
+    shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    shown.quantize(COLORS, Image.Quantize.MAXCOVERAGE).save(PICTURES / f"studio-{name}.png", optimize=True)
 
 
 def write(page: Any, length: int = 260) -> None:
@@ -60,7 +60,7 @@ def read(page: Any, view: str, text: str) -> None:
 
 def take(browser: Any, url: str) -> None:
     """Take all pictures."""
-    page = browser.new_page(viewport={"width": 1000, "height": 820})
+    page = browser.new_page(viewport={"width": 1000, "height": 1000})
     page.goto(url)
     write(page)
     page.locator("#output [role=button]").nth(35).click()
@@ -89,10 +89,8 @@ def take(browser: Any, url: str) -> None:
     page.click("#find-form button")
     page.locator("#units button").first.click()
     expect(page.locator("#unit-title")).not_to_have_text("Unit 0:c:0")
-    page.set_viewport_size({"width": 1000, "height": 1000})
-    page.locator("#inside-text").evaluate("box => { box.rows = 2; }")
-    page.locator("#unit").scroll_into_view_if_needed()
-    page.evaluate("scrollTo(0, document.getElementById('array').getBoundingClientRect().top + scrollY - 12)")
+    page.set_viewport_size({"width": 1000, "height": 1250})
+    page.evaluate("scrollTo(0, document.getElementById('inside-result').offsetTop)")
     save(page, "inside")
 
     phone = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme="dark", device_scale_factor=2)
@@ -101,7 +99,7 @@ def take(browser: Any, url: str) -> None:
     write(phone, 120)
     phone.click("#settings summary")
     phone.locator("#output [role=button]").nth(20).click()
-    phone.evaluate("scrollTo(0, 0)")
+    phone.evaluate("scrollTo(0, document.getElementById('output-title').offsetTop)")
     save(phone, "phone")
 
 

@@ -9,11 +9,12 @@ import shlex
 import numpy as np
 import pytest
 from conftest import playwright
-from serving import run_server, served
+from serving import run_server, served, train_answering
 
 from jaxgen.colors import probability_color, signed_color
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.inspection import inspect_text
+from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.scorer import Scorer
 from jaxgen.sampling.transforms import TopK
 
@@ -215,3 +216,18 @@ def test_a_key_is_asked_for_and_kept_in_memory_alone(sampler, open_page):
         assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
         page.reload()
         expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def test_answers_of_a_classifier_and_a_captioner_are_shown(tmp_path, open_page):
+    with run_server(train_answering(tmp_path)) as running:
+        page = open_page(running)
+        expect(page.get_by_role("tab")).to_have_text(["Tasks"])  # nothing that writes is served
+        page.get_by_label("Inputs").fill("fish wave\nroad")
+        page.get_by_role("button", name="Answer").click()
+        expected = list(Predictor.load(tmp_path / "classify").predict(["fish wave", "road"]))
+        expect(page.locator("#answers h3")).to_have_text([each["label"] for each in expected])
+        page.locator("#task-model").select_option("caption")
+        page.locator("#image").set_input_files(tmp_path / "photos" / "1.png")
+        page.get_by_role("button", name="Answer").click()
+        (caption,) = Predictor.load(tmp_path / "caption").predict([tmp_path / "photos" / "1.png"])
+        expect(page.locator("#answers h3")).to_have_text([caption["text"]])
