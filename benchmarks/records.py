@@ -170,13 +170,26 @@ def read(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:
     return result if result is not None and result["command"] == row.command else None
 
 
-def run_command(command: str) -> tuple[str, float]:
-    """Run a command of this package in a process of its own; its standard output, and its seconds."""
+def run_command(command: str) -> tuple[str, dict[str, float]]:
+    """Run a command of this package in a process of its own; its standard output, and how long it took.
+
+    ``others`` is how many processors other processes kept busy meanwhile. With a tenth of one or more, there are no
+    ``seconds``.
+    """
     words = [sys.executable, *(["-m", "jaxgen"] if command.startswith("jaxgen") else []), *shlex.split(command)[1:]]
     first = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # as on a first start: everything is compiled
-    began = time.perf_counter()
+
+    def busy_elsewhere() -> float | None:
+        own, everyone = resource.getrusage(resource.RUSAGE_CHILDREN), machine.cpu_seconds()
+        return None if everyone is None else everyone - own.ru_utime - own.ru_stime
+
+    before, began = busy_elsewhere(), time.perf_counter()
     done = subprocess.run(words, cwd=machine.ROOT, check=True, stdout=subprocess.PIPE, text=True, env=first)
-    return done.stdout, time.perf_counter() - began
+    seconds, after = time.perf_counter() - began, busy_elsewhere()
+    if before is None or after is None:
+        return done.stdout, {"seconds": round(seconds, 1)}
+    others = (after - before) / seconds
+    return done.stdout, {"others": round(others, 2), **({"seconds": round(seconds, 1)} if others < 0.1 else {})}
 
 
 def train(command: str, seed: int, run: Path) -> dict[str, Any]:
@@ -184,12 +197,12 @@ def train(command: str, seed: int, run: Path) -> dict[str, Any]:
     names = machine.ROOT / RUNS / "names.txt"
     if str(RUNS / "names.txt") in command and not names.exists():
         write_names(names)
-    _, seconds = run_command(f"{command} --seed {seed} --run {shlex.quote(str(run))}")
+    _, took = run_command(f"{command} --seed {seed} --run {shlex.quote(str(run))}")
     folder = machine.ROOT / run
     report = json.loads((folder / "report.json").read_text())
     resolved = json.loads((folder / "config.json").read_text())["resolved"]
     return {
-        "seconds": round(seconds, 1),
+        **took,
         "steps": report["step"],
         "best_step": report["best_step"],
         "losses": {name: report[f"{name}_loss"] for name in LOSSES if f"{name}_loss" in report},
@@ -205,24 +218,17 @@ def score(row: Row, seed: int) -> dict[str, Any]:
         run = kept[name] = RUNS / f"{name}-{seed}"
         if not (machine.ROOT / run / "report.json").exists():
             train(f"python train.py --data tinyshakespeare {KEPT[name]}", seed, run)
-    told, seconds = run_command(row.command.format(**kept) + " --json")
+    told, took = run_command(row.command.format(**kept) + " --json")
     scored = json.loads(told)
-    return {"seconds": round(seconds, 1), "losses": {"val": scored["nats_per_token"]}, "told": scored}
+    return {**took, "losses": {"val": scored["nats_per_token"]}, "told": scored}
 
 
 def measure(row: Row, seed: int, more: str = "") -> dict[str, Any]:
-    """The figures of a run. Without ``seconds`` if other processes used the processor for a tenth of them or more."""
-    began = machine.cpu_seconds()
+    """The figures of a run."""
     with tempfile.TemporaryDirectory() as folder:
         command = f"{row.command} {more}"
         figures = score(row, seed) if row.scores else train(command, seed, Path(folder) / "run")
-    own, ended = resource.getrusage(resource.RUSAGE_CHILDREN), machine.cpu_seconds()
-    if began is not None and ended is not None:
-        others = ended - began - own.ru_utime - own.ru_stime
-        figures["others"] = round(others / figures["seconds"], 2)  # processors that others kept busy
-        if figures["others"] >= 0.1:
-            del figures["seconds"]
-    memory = own.ru_maxrss
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "command": row.command,
         "seed": seed,

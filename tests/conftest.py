@@ -37,7 +37,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 gc.set_threshold(200_000, 20, 20)
 
 #: What `pytest` selects by default, as in `pyproject.toml`.
-QUICK_LANE = "not slow and not runs and not loggers and not notebooks"
+QUICK_LANE = "not slow and not runs and not loggers and not notebooks and not browser"
 #: Files and folders whose tests train whole runs or whole models, start processes, run whole commands or compile much:
 #: the lane `pytest -m runs`. Elsewhere a test of this kind is marked with `@pytest.mark.runs`.
 RUNS = {

@@ -6,13 +6,17 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import openai
 import uvicorn
+from PIL import Image
 
 from jaxgen.inference.engine import Engine
+from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.server.app import Server, create_app
 from jaxgen.server.completions import Limits
@@ -65,3 +69,29 @@ def run_server(
 
 def served(sampler: Sampler, name: str = "tiny") -> Served:
     return Served.of(name, "language", lambda: Loaded(sampler), [])
+
+
+def train_answering(folder: Path) -> list[Served]:
+    """A classifier and a captioner, trained in ``folder`` for two steps."""
+    from jaxgen.cli.train import main as train
+
+    rows = [("fish wave", "sea"), ("tree road", "land"), ("wave ship", "sea"), ("road hill", "land")] * 3
+    (folder / "rows.csv").write_text("text,kind\n" + "".join(f"{text},{kind}\n" for text, kind in rows))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    (folder / "photos").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / "photos" / f"{number}.png")
+    lines = "".join(f"{number}.png,{text}\n" for number, (text, _) in enumerate(rows[:4]))
+    (folder / "photos" / "captions.csv").write_text("image,caption\n" + lines)
+    small = "--cell elman --hidden 4 --batch-size 4 --steps 2 --eval-every 2 --devices 1"
+    images = "--image-size 8 --patch 2 --widths 16 --blocks 0 --beam 0 --val-rows 1"
+    for task, data, flags in (
+        ("classify", "rows.csv", "--text-column text --label-column kind --val-rows 4"),
+        ("caption", "photos", images),
+    ):
+        words = [task, "--data", str(folder / data), "--run", str(folder / task), *f"{small} {flags}".split()]
+        assert train(words) == 0
+    return [
+        Served.of(task, task, lambda task=task: Loaded(None, Predictor.load(folder / task)), [folder / task])
+        for task in ("classify", "caption")
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import socket
@@ -16,9 +17,11 @@ import jax
 import pytest
 from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
 
-from jaxgen import jitted, plugins, runtime
+from jaxgen import jitted, plots, plugins, runtime
 from jaxgen.errors import show_flags
+from jaxgen.trainer import callbacks
 
 # A [B] array silently broadcast against [B, B] is the commonest wrong result in batched code.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -80,6 +83,21 @@ def flags_in_messages():
     """Messages as the commands show them, with flags."""
     with show_flags():
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def blank_loss_plots():
+    """The loss plot of a run is one pixel: drawing it at every evaluation takes longer than all else in a tiny run."""
+    blank = io.BytesIO()
+    Image.new("1", (1, 1)).save(blank, "PNG")
+    with mock.patch.object(callbacks, "draw_losses", lambda rows, path, *_: path.write_bytes(blank.getvalue())):
+        yield
+
+
+@pytest.fixture(scope="session")
+def loss_plots():
+    """A context in which the loss plots of runs are drawn."""
+    return partial(mock.patch.object, callbacks, "draw_losses", plots.draw_losses)
 
 
 @pytest.fixture(autouse=True, scope="session")

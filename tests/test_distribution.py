@@ -183,5 +183,7 @@ def test_the_steps_of_the_image_install_a_package_that_samples(tmp_path):
     assert len(run("sample", "--run", "pretrained:shakespeare", "--length", "40")) == 41
     assert before == {path: path.stat().st_mtime_ns for path in (packages / "jaxgen" / "pretrained").rglob("*")}
     assert any(path.suffix == ".safetensors" for path in before)
+    page = Path("jaxgen") / "server" / "static"
+    assert {path.name for path in (packages / page).iterdir()} == {path.name for path in (ROOT / page).iterdir()}
     assert [path for path in packages.iterdir() if path.name.startswith("jaxgen")] != []
     assert jax.__version__ in run("doctor")

@@ -149,11 +149,14 @@ def read_prompt(config: SampleConfig) -> str:
     return re.sub(r"(\r\n|\r|\n)\Z", "", text)
 
 
-def read_state(sampler: Sampler, config: SampleConfig) -> tuple[DecoderState | None, StateOrigin]:
-    """The state before the prompt, if the text does not begin with it, and where it comes from.
+def read_state(sampler: Sampler, config: SampleConfig) -> tuple[DecoderState | None, StateOrigin | None]:
+    """The state before the prompt and where it comes from; None if the text begins with the prompt.
 
     Raises ``CheckpointError``, ``DataError`` and ``UsageError`` for files that cannot be used.
     """
+    if config.state is None and config.adapt_to is None:
+        return None, None
+
     from jaxgen.inference.receipts import AdaptedTo, StateFile, StateOrigin
 
     state = None if config.state is None else sampler.load_state(config.state)
@@ -278,7 +281,7 @@ def write_samples(
     settings: dict[str, GenerationConfig],
     prompt: str,
     state: DecoderState | None,
-    origin: StateOrigin,
+    origin: StateOrigin | None,
     *,
     as_json: bool,
 ) -> None:
@@ -329,7 +332,7 @@ def write_beams(
     transforms: tuple[Transform, ...],
     prompt: str,
     state: DecoderState | None,
-    origin: StateOrigin,
+    origin: StateOrigin | None,
     *,
     as_json: bool,
 ) -> None:

@@ -100,7 +100,7 @@ def feature_values(feature: str, text: str) -> np.ndarray:
     try:
         for match in regex.finditer(feature, text, timeout=SECONDS, concurrent=True):
             found[match.start() : match.end()] = 1
-    except regex.error as error:
+    except (regex.error, ValueError) as error:  # flags that exclude each other are a ValueError
         raise UsageError(
             f"{feature!r} is no feature and no regular expression ({error}): give {', '.join(FEATURES)}, or a regular "
             "expression."

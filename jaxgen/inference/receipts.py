@@ -159,10 +159,6 @@ def read_receipt(value: object, where: str = "the receipt") -> SampleReceipt | B
     )
 
 
-#: The text begins with the prompt.
-NO_STATE = StateOrigin()
-
-
 def receipt(
     sampler: Sampler,
     settings: GenerationConfig,
@@ -170,9 +166,12 @@ def receipt(
     *,
     prompt: str,
     unk: str,
-    origin: StateOrigin = NO_STATE,
+    origin: StateOrigin | None = None,
 ) -> dict[str, object]:
-    """``sample`` with everything that determined it, as JSON values; ``logp`` is in nats, before any transform."""
+    """``sample`` with everything that determined it, as JSON values; ``logp`` is in nats, before any transform.
+
+    Without an ``origin`` the text begins with the prompt.
+    """
     return {
         **exact_text("text", sample.text),
         **exact_text("prompt", prompt),
@@ -187,7 +186,14 @@ def receipt(
 
 
 def beam_receipt(
-    sampler: Sampler, search: BeamConfig, rank: int, found: Hypothesis, *, prompt: str, unk: str, origin: StateOrigin
+    sampler: Sampler,
+    search: BeamConfig,
+    rank: int,
+    found: Hypothesis,
+    *,
+    prompt: str,
+    unk: str,
+    origin: StateOrigin | None = None,
 ) -> dict[str, object]:
     """A text of beam search with everything that determined it; the search compared ``total_logp`` and ``score``."""
     return {
@@ -210,7 +216,7 @@ def exact_text(name: str, text: str) -> dict[str, str]:
     return {name: shown} if shown == text else {name: shown, f"{name}_bytes": raw.hex()}
 
 
-def _origin(sampler: Sampler, unk: str, origin: StateOrigin, transforms: Sequence[object]) -> dict[str, object]:
+def _origin(sampler: Sampler, unk: str, origin: StateOrigin | None, transforms: Sequence[object]) -> dict[str, object]:
     """The run and the software and hardware that generated a text."""
     own = plugins_of_transforms(transforms)
     plugins = [*sampler.plugins, *(each for each in own if each not in sampler.plugins)]
@@ -218,7 +224,7 @@ def _origin(sampler: Sampler, unk: str, origin: StateOrigin, transforms: Sequenc
         "unk": unk,
         **sampler.origin(),
         "state": None,
-        **origin.model_dump(exclude_none=True),
+        **({} if origin is None else origin.model_dump(exclude_none=True)),
         **({} if sampler.conditioning is None else {"condition": (sampler.condition or Condition()).to_json()}),
         **({"plugins": plugins} if plugins else {}),
         **_environment(),

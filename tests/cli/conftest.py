@@ -101,11 +101,11 @@ def course() -> list[str]:
 
 @pytest.fixture(scope="session")
 def trained(
-    tmp_path_factory: pytest.TempPathFactory, small: list[str], course: list[str], quick
+    tmp_path_factory: pytest.TempPathFactory, small: list[str], course: list[str], quick, loss_plots
 ) -> tuple[Path, Outcome]:
     """A finished run of 30 steps, and what training it printed."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    with quick():
+    with quick(), loss_plots():
         done = call(train_main, [*small, *course, "--run", run])
     assert done.code == 0, done.err
     return run, done

@@ -59,10 +59,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory, quick: Any) -> tuple[Path, tuple[int, str, str]]:
+def trained(
+    photos: Path, tmp_path_factory: pytest.TempPathFactory, quick: Any, loss_plots: Any
+) -> tuple[Path, tuple[int, str, str]]:
     """A run on the images, and what training said."""
     run = tmp_path_factory.mktemp("runs") / "images"
-    with quick():
+    with quick(), loss_plots():
         done = ran(train_main, "caption", "--data", photos, "--run", run, *(TINY + ENCODER).split())
     assert done[0] == 0, done[2]
     return run, done
@@ -82,6 +84,7 @@ def test_training_tells_what_it_read_and_leaves_figures_and_pictures(trained, ph
     for name in ("captions.png", "attention.png", "loss.png"):
         with Image.open(run / name) as drawn:
             assert drawn.format == "PNG"
+            assert drawn.size >= (100, 100)
     assert str(photos) in (run / "samples.txt").read_text()
 
 

@@ -35,6 +35,7 @@ def test_a_prompt_is_read_byte_by_byte(sampler):
     assert sampler.tokenizer.decode_bytes(sampler.read(PROMPT).tokens) == raw(PROMPT)
 
 
+@pytest.mark.runs
 def test_texts_have_replacement_characters_unless_they_are_to_be_exact(sampler):
     (drawn,) = sampler.samples(PROMPT, DRAWN)
     (exact,) = sampler.exact().samples(PROMPT, DRAWN)

@@ -58,6 +58,7 @@ def test_a_mixture_of_a_model_with_itself_writes_what_the_model_writes(tiny):
     np.testing.assert_allclose(mixed.logp, alone.logp, atol=1e-5)
 
 
+@pytest.mark.runs
 def test_the_score_of_a_token_is_mixed_from_those_of_the_members(tiny, other):
     text, weights = "abc head\ngab", [3, 1]
     one, two, both = (Scorer(each).per_token(text).logp for each in (tiny, other, mix([tiny, other], weights)))

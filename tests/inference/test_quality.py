@@ -128,6 +128,7 @@ def test_the_texts_that_end_in_a_cycle_are_counted(sampler):
     assert (row.cycle.start, row.cycle.period) == (1, 2)
 
 
+@pytest.mark.runs
 def test_without_the_training_text_its_columns_are_empty(sampler, result):
     alone = evaluate_samples(sampler, [1.0], SETTINGS, prompt="ab", num_samples=4)
     assert alone.validation is None
@@ -175,6 +176,7 @@ def test_pieces_of_documents_are_beginnings_of_documents_spread_over_all():
     assert cut_references(texts[:2], 3, 50, documents=True) == [ReferenceText(text, cut=False) for text in texts[:2]]
 
 
+@pytest.mark.runs
 def test_documents_end_in_real_text_as_they_do_in_samples(sampler):
     task, weights = sampler.task, sampler.weights.params
     reference = ReferenceData(["cab"], ["ab cab", "ba", "c" * 150])

@@ -213,11 +213,10 @@ def test_draws_follow_the_softmax_at_the_temperature(temperature):
 @pytest.mark.parametrize(
     ("schedule", "at"),
     [
-        ((0.5, 1.8), [0.5, 1.8, 1.8, 1.8]),
-        (Linear(0.5, 2.0, 3), [0.5, 1.0, 1.5, 2.0]),
-        (lambda t: 2.0 ** min(t, 3), [1, 2, 4, 8]),
+        pytest.param((0.5, 1.8), [0.5, 1.8, 1.8, 1.8], id="list"),
+        pytest.param(Linear(0.5, 2.0, 3), [0.5, 1.0, 1.5, 2.0], marks=pytest.mark.runs, id="linear"),
+        pytest.param(lambda t: 2.0 ** min(t, 3), [1, 2, 4, 8], marks=pytest.mark.runs, id="function"),
     ],
-    ids=["list", "linear", "function"],
 )
 def test_a_schedule_changes_the_distribution_at_the_step_it_says(schedule, at):
     draws = constant_draws(LOGITS, chain(Temperature(schedule)), rows=25_000, length=4)
@@ -228,6 +227,7 @@ def test_a_schedule_changes_the_distribution_at_the_step_it_says(schedule, at):
         assert chi_squared(draws[:, t + 1], LOGITS, at[t]) < 1e-4
 
 
+@pytest.mark.runs
 def test_top_p_draws_every_token_of_the_nucleus_in_its_ratio_and_no_other():
     draws = constant_draws(LOGITS, chain(TopP(0.8)))
     probability = np.exp(np.float64(LOGITS)) / np.exp(np.float64(LOGITS)).sum()
@@ -347,6 +347,7 @@ def test_a_decoding_step_holds_no_sort_whatever_the_transforms():
     assert not has_sort(compiled_text(loop, state.logits, state, sample_keys(0, jnp.arange(R))))
 
 
+@pytest.mark.runs
 def test_padding_is_never_drawn_whatever_the_transforms():
     made = tokens(whole=ALL, length=40, eos=-1)
     assert (made != PAD).all()

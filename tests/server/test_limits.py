@@ -112,6 +112,8 @@ def test_a_key_is_needed_where_one_is_set(serve, tiny):
             assert "key" in refused.json()["error"]["message"]
         assert running.http.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
         assert running.http.get("/health").status_code == 200
+        assert running.http.get("/").status_code == 200  # the page, which asks for the key
+        assert running.http.get("/static/app.js").status_code == 200
         assert running.http.get("/metrics").status_code == 401
 
 
@@ -123,6 +125,16 @@ def test_other_hosts_and_origins_are_refused(server):
     assert response.status_code == 200
     assert not [name for name in response.headers if name.startswith("access-control")]
     assert server.http.options("/v1/models", headers={"origin": "null"}).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/", "/static/app.js", "/v1/models", "/nothing"])
+def test_every_response_forbids_scripts_of_other_hosts(server, path):
+    headers = server.http.get(path).headers
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'self';")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_an_origin_can_be_allowed(serve, tiny):

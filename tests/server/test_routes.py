@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving import served
+from serving import served, train_answering
 
 from jaxgen.cli.serve import open_models
 from jaxgen.inference.generation_config import GenerationConfig
@@ -23,7 +23,6 @@ from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.state import interpolate
-from jaxgen.server.models import Loaded, Served
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 COMMANDS = re.findall(r"^curl .*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -89,6 +88,27 @@ def test_the_distribution_of_the_next_token_and_hidden_units_are_shown(server, t
     assert server.post("/v1/inspect", text="abc", units=["0:h:8"]).status_code == 400
 
 
+def test_units_that_tell_a_feature_are_found(server, tiny):
+    text = "abcdefgh" * 20
+    found = server.post("/v1/inspect", text=text, find="[ab]", array="1:h").json()
+    seen = inspect_text(tiny, text)
+    units = seen.find("[ab]")
+    assert found["found"]["score"] == units.score
+    assert found["found"]["chance"] == units.chance
+    assert [each["unit"] for each in found["found"]["units"]] == [str(each.unit) for each in units.units]
+    assert found["arrays"] == {name: array.shape[1] for name, array in seen.arrays.items()}
+    np.testing.assert_allclose(found["array"], seen.states[1]["h"], atol=6e-4)
+    for wrong in ({"find": "("}, {"find": "(?au)a"}, {"array": "9:h"}, {"find": "x"}):
+        assert server.post("/v1/inspect", text=text, **wrong).status_code == 400
+
+
+def test_a_slow_regular_expression_ends(server, monkeypatch):
+    monkeypatch.setattr("jaxgen.inference.inspection.SECONDS", 0.2)
+    response = server.post("/v1/inspect", text="a" * 199 + "b", find="(a|a)*c|b")
+    assert response.status_code == 400
+    assert "seconds" in response.json()["error"]["message"]
+
+
 def test_metrics_count_requests_and_tokens(server):
     before = server.server.engine.tokens
     server.complete(prompt="ab", max_tokens=40)
@@ -98,8 +118,7 @@ def test_metrics_count_requests_and_tokens(server):
     assert "jaxgen_waiting 0.0" in page
 
 
-def test_a_page_without_files_says_where_to_look(server):
-    assert server.http.get("/").status_code == 200
+def test_the_schema_lists_the_routes(server):
     schema = server.http.get("/openapi.json").json()
     assert {"/v1/completions", "/v1/predict", "/v1/score", "/v1/inspect", "/v1/states"} <= set(schema["paths"])
 
@@ -107,30 +126,8 @@ def test_a_page_without_files_says_where_to_look(server):
 @pytest.fixture(scope="module")
 def answering(tmp_path_factory, serve, quick_compiles):
     """A server of a classifier and a captioner, and the folders of both."""
-    from jaxgen.cli.train import main as train
-
     folder = tmp_path_factory.mktemp("answers")
-    rows = [("fish wave", "sea"), ("tree road", "land"), ("wave ship", "sea"), ("road hill", "land")] * 3
-    (folder / "rows.csv").write_text("text,kind\n" + "".join(f"{text},{kind}\n" for text, kind in rows))
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-    (folder / "photos").mkdir()
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / "photos" / f"{number}.png")
-    lines = "".join(f"{number}.png,{text}\n" for number, (text, _) in enumerate(rows[:4]))
-    (folder / "photos" / "captions.csv").write_text("image,caption\n" + lines)
-    small = "--cell elman --hidden 4 --batch-size 4 --steps 2 --eval-every 2 --devices 1"
-    images = "--image-size 8 --patch 2 --widths 16 --blocks 0 --beam 0 --val-rows 1"
-    for task, data, flags in (
-        ("classify", "rows.csv", "--text-column text --label-column kind --val-rows 4"),
-        ("caption", "photos", images),
-    ):
-        words = [task, "--data", str(folder / data), "--run", str(folder / task), *f"{small} {flags}".split()]
-        assert train(words) == 0
-    models = [
-        Served.of(task, task, lambda task=task: Loaded(None, Predictor.load(folder / task)), [folder / task])
-        for task in ("classify", "caption")
-    ]
-    with serve(models) as running:
+    with serve(train_answering(folder)) as running:
         yield running, folder
 
 

@@ -33,7 +33,7 @@ def own_params():
     return COUNTS, jax.tree.map(lambda a: jnp.asarray(np.random.default_rng(1).normal(size=a.shape), a.dtype), shapes)
 
 
-@pytest.fixture(scope="module", params=MIXED)
+@pytest.fixture(scope="module", params=["fixed", pytest.param("gated", marks=pytest.mark.runs)])
 def mixed(request):
     """The task, its weights for decoding, and the scores of its members given their confidences [M]."""
     task, bias, slope = MIXED[request.param]

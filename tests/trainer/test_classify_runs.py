@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxgen import jitted
 from jaxgen.errors import DataError, UsageError
@@ -68,11 +69,12 @@ def traces(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(table, tmp_path_factory) -> tuple[Path, list[Any]]:
+def whole(table, tmp_path_factory, loss_plots) -> tuple[Path, list[Any]]:
     """A run that nothing stopped, and what it told."""
     events: list[Any] = []
     run = tmp_path_factory.mktemp("whole") / "run"
-    start(settings(table, run), events.append).train()
+    with loss_plots():
+        start(settings(table, run), events.append).train()
     return run, events
 
 
@@ -82,7 +84,9 @@ def test_a_run_leaves_figures_samples_and_pictures(whole):
     assert [row["step"] for row in rows] == [8, 16, 24]
     figures = ("val_loss", "val_accuracy", "val_macro_f1", "val_calibration_error", "train_loss")
     assert all(np.isfinite(row[name]) for row in rows for name in figures)
-    assert {path.name for path in run.iterdir()} >= {"loss.png", "confusion.png", "confusion.txt", "report.json"}
+    assert {path.name for path in run.iterdir()} >= {"confusion.png", "confusion.txt", "report.json"}
+    with Image.open(run / "loss.png") as drawn:
+        assert drawn.size == (1000, 800)
     report = json.loads((run / "report.json").read_text())
     assert sum(map(sum, report["val_confusion"])) == 12
     assert [*report["val_labels"]] == ["land", "sea", "sky"]

@@ -403,11 +403,12 @@ def test_a_picture_that_cannot_be_drawn_is_told_once_and_ends_no_training(book, 
     assert (tmp_path / "run" / "loss.png").read_bytes() == b"a picture"
 
 
-def test_a_picture_that_cannot_be_written_is_told_at_the_end_too(book, tmp_path):
+def test_a_picture_that_cannot_be_written_is_told_at_the_end_too(book, tmp_path, loss_plots):
     events: list[Any] = []
     run = start(settings(book, tmp_path / "run", eval_every=0), events.append)
     (tmp_path / "run" / "loss.png").mkdir()
-    run.train()
+    with loss_plots():
+        run.train()
     assert sum("Is a directory" in event.text for event in events if isinstance(event, Note)) == 1
 
 

@@ -20,6 +20,7 @@ export async function request(path, body, signal) {
     const message = await response.json().then((each) => each.error.message, () => `The server answered ${response.status}.`);
     if (response.status !== 401) throw new Error(message);
     key = await askKey();
+    if (!key) throw new Error(message);
   }
 }
 

@@ -80,11 +80,13 @@ function drawMap() {
   canvas.height = units * high;
   canvas.setAttribute("aria-label", `${units} units at ${rows.length} tokens of ${$("array").value}; unit ${$("unit").value} is framed`);
   const context = canvas.getContext("2d");
-  const most = rows.reduce((found, row) => row.reduce((a, b) => Math.max(a, Math.abs(b)), found), 1e-9);
+  const sizes = rows.flat().map(Math.abs).sort((a, b) => a - b);
+  const most = sizes[Math.floor(0.99 * (sizes.length - 1))] || 1e-9; // the few beyond it have its colour
   rows.forEach((row, t) => row.forEach((value, unit) => {
     context.fillStyle = `rgb(${signedColor(value / most).join(",")})`;
     context.fillRect(t * wide, unit * high, wide, high);
   }));
+  valueLegend($("map-scale"), most);
   context.strokeStyle = "black";
   context.strokeRect(0.5, $("unit").value * high - 0.5, canvas.width - 1, high + 1);
 }

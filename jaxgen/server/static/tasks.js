@@ -1,7 +1,10 @@
 // The view "Tasks": labels, translations and captions of the models that answer inputs.
 
 import { $, guarded, post } from "./api.js";
-import { make } from "./tokens.js";
+import { make, percent } from "./tokens.js";
+
+// The most labels whose probabilities are shown.
+const LABELS = 10;
 
 let models = [];
 const ofImages = () => models.find((each) => each.id === $("task-model").value)?.task === "caption";
@@ -30,10 +33,13 @@ async function answer() {
   }
   const { data } = await post("v1/predict", body);
   $("answers").replaceChildren(...data.map((each, i) => make("div", {},
-    make("h2", { textContent: body.input ? body.input[i] : "Caption" }), make("pre", { textContent: said(each) }))));
+    make("h2", { textContent: body.input ? body.input[i] : "Caption" }),
+    make("h3", { textContent: each.label ?? each.text }),
+    ...Object.entries(each.probabilities ?? {}).sort((a, b) => b[1] - a[1]).slice(0, LABELS).map(([label, probability]) => {
+      const bar = make("meter", { value: probability, ariaLabel: label });
+      return make("p", { className: "probability" }, bar, ` ${label} ${percent(probability)}`);
+    }))));
 }
-
-const said = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 1));
 
 export function setUp(found) {
   models = found;

@@ -58,11 +58,12 @@ export const valueLegend = (box, most) =>
   legend(box, "value:", [-1, -0.5, 0, 0.5, 1], signedColor, (each) => String(Number((each * most).toPrecision(2))));
 
 // A text of coloured tokens {text, color, title, forced}. One of them can be reached with Tab, the others with the arrow keys.
-// `show(i, pinned)` is called when token i is pointed at or picked.
+// `show(i, pinned)` is called when token i is pointed at or picked. Default: its title stands below the text.
 export class Tokens {
-  constructor(box, show = () => {}) {
+  constructor(box, show) {
     this.box = box;
-    this.show = show;
+    this.show = show ?? ((i) => { this.note.textContent = box.children[i].getAttribute("aria-label"); });
+    if (!show) box.after((this.note = make("p", { className: "note", textContent: "\u00a0" })));
     this.pinned = -1;
     const at = (event) => [...box.children].indexOf(event.target.closest("[role=button]"));
     box.addEventListener("pointerover", (event) => { if (this.pinned < 0 && at(event) >= 0) this.show(at(event), false); });
@@ -79,8 +80,8 @@ export class Tokens {
   add(tokens) {
     for (const token of tokens) {
       const element = make("span", { textContent: visible(token.text), title: token.title ?? "", className: token.forced ? "forced" : "" });
-      if (token.text.includes("\n")) element.classList.add("break");
       if (token.color) {
+        if (token.text.startsWith("\n")) element.classList.add("break");
         paint(element, token.color);
         element.setAttribute("role", "button");
         element.setAttribute("aria-label", `${quoted(token.text)}, ${token.title}`);

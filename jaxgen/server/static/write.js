@@ -75,7 +75,10 @@ function fit(tokens, text, isWhole) {
   return fitting;
 }
 
-const painted = (token) => ({ ...token, color: probabilityColor(Math.exp(token.logp)), title: percent(Math.exp(token.logp)) });
+const painted = (token) => {
+  const probability = Math.exp(token.logp);
+  return { ...token, color: probabilityColor(probability), title: Number.isFinite(probability) ? percent(probability) : "parts of characters" };
+};
 
 // Streams a text into `draw(tokens so far)`; resolves with {tokens, text, receipt}.
 async function draw(body, signal, drawn) {
@@ -105,7 +108,7 @@ async function whileRunning(action) {
     await action(own.signal);
     $("status").textContent = "Done.";
   } catch (error) {
-    $("status").textContent = error.name === "AbortError" ? "Stopped." : "";
+    if (running === own) $("status").textContent = error.name === "AbortError" ? "Stopped." : "";
     throw error;
   } finally {
     if (running === own) {
@@ -167,7 +170,7 @@ function branch(node) {
 // What else could have stood at an element of the text; the first is the prompt.
 function showAlternatives(i, pinned) {
   const panel = $("alternatives"), tokens = tokensOf(shown), token = tokens[i - 1];
-  if (!token) return;
+  if (!token?.top.length) return;
   const said = make("p", {}, make("code", { textContent: quoted(token.text) }), ` had ${percent(Math.exp(token.logp))}. Continue from another one:`);
   const buttons = token.top.map(([text, logp]) => {
     const button = make("button", { type: "button", textContent: `${quoted(text)} ${percent(Math.exp(logp))}` });

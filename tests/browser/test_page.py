@@ -1,0 +1,233 @@
+"""The page of ``jaxgen serve`` in a browser: what it shows is what the library computes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+
+import numpy as np
+import pytest
+from conftest import playwright
+from serving import run_server, served, train_answering
+
+from jaxgen.colors import probability_color, signed_color
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.inspection import inspect_text
+from jaxgen.inference.predictor import Predictor
+from jaxgen.inference.scorer import Scorer
+from jaxgen.sampling.transforms import TopK
+
+pytestmark = pytest.mark.browser
+expect = playwright.expect
+#: Text and background of each element of a coloured text.
+READ = """box => [...box.children].map(each => [each.textContent, getComputedStyle(each).backgroundColor])"""
+TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n" * 3
+
+
+def write(page, prompt="ROMEO:", *, seed=0, length=60, **settings):
+    """Generate a text with the page; returns when it has begun."""
+    page.get_by_label("Prompt").fill(prompt)
+    for name, value in {"seed": seed, "max_tokens": length, "temperature": 0.8, **settings}.items():
+        page.locator(f"#{name}").fill(str(value))
+    page.get_by_label("Keep it").check()
+    page.get_by_role("button", name="Generate").click()
+
+
+def finished(page):
+    expect(page.locator("#status")).to_have_text("Done.")
+    return page.locator("#output").evaluate(READ)
+
+
+def css(color):
+    return "rgb({}, {}, {})".format(*color)
+
+
+def read_text(page, tab, button, text):
+    page.get_by_role("tab", name=tab).click()
+    panel = page.get_by_role("tabpanel", name=tab)
+    panel.get_by_label("Text", exact=True).first.fill(text)
+    panel.get_by_role("button", name=button).click()
+    return panel
+
+
+def test_the_text_is_that_of_the_sampler_with_its_probabilities_as_colours(server, sampler, open_page, capsys):
+    page = open_page(server)
+    write(page, top_k=20)
+    (prompt, _), *tokens = finished(page)
+    (sample,) = sampler.samples("ROMEO:", GenerationConfig(60, 0.8, 0, (TopK(20),)))
+    assert prompt == "ROMEO:"
+    assert "".join(text for text, _ in tokens) == sample.text
+    assert [color for _, color in tokens] == [css(probability_color(math.exp(each))) for each in sample.logp]
+    command = shlex.split(page.locator("#receipt").text_content())
+    assert command[:2] == ["jaxgen", "sample"]
+    from jaxgen.cli.sample import main
+
+    capsys.readouterr()
+    assert main([*command[2:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == sample.text
+    page.locator("#receipt-kind").select_option("python")
+    exec(page.locator("#receipt").text_content(), {})
+    assert capsys.readouterr().out == sample.text + "\n"
+    page.locator("#receipt-kind").select_option("json")
+    assert json.loads(page.locator("#receipt").text_content())["tokens"] == sample.tokens.tolist()
+
+
+def test_an_alternative_begins_a_branch_and_undo_returns(server, sampler, open_page):
+    page = open_page(server)
+    write(page)
+    before = finished(page)
+    output, panel = page.locator("#output"), page.locator("#alternatives")
+    output.locator("[tabindex='0']").focus()  # with the keyboard alone
+    for _ in range(9):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    prefix = "".join(text for text, _ in before[:10])
+    logits = np.asarray(sampler.read(prefix).logits[0], np.float64)
+    best = np.argsort(-logits)[:8].tolist()
+    words = [sampler.tokenizer.decode([i]) for i in best]
+    buttons = panel.get_by_role("button")
+    expect(buttons).to_have_count(8)
+    shown = [each.rsplit(" ", 2)[0] for each in buttons.all_text_contents()]
+    assert shown == [word.replace(" ", "␣").replace("\n", "↵") for word in words]
+    other = next(i for i, word in enumerate(words) if word != before[10][0])
+    buttons.nth(other).press("Enter")
+    expect(page.locator("#branches [aria-current]")).to_contain_text("token 10")
+    branched = finished(page)
+    expected = sampler.sample(prefix + words[other], GenerationConfig(60, 0.8, 0))[0]
+    assert "".join(text for text, _ in branched) == prefix + words[other] + expected
+    page.get_by_role("button", name="Undo").click()
+    assert page.locator("#output").evaluate(READ) == before
+    page.locator("#branches ul button").click()
+    assert page.locator("#output").evaluate(READ) == branched
+
+
+def test_stop_ends_a_text(server, open_page):
+    page = open_page(server)
+    write(page, length=50_000)  # more than a browser shows before the click
+    expect(page.locator("#output [role=button]").first).to_be_visible()
+    page.get_by_role("button", name="Stop").first.click()
+    expect(page.locator("#status")).to_have_text("Stopped.")
+    assert page.locator("#output").evaluate("box => box.textContent.length") < 50_000
+    expect(page.get_by_role("button", name="Stop").first).to_be_disabled()
+
+
+def test_errors_are_shown_as_text(server, open_page):
+    page = open_page(server)
+    write(page, top_p=3)
+    expect(page.get_by_role("alert")).to_contain_text("top-p")
+    write(page, "<img src=x>", top_p=1)
+    expect(page.get_by_role("alert")).to_contain_text("<")
+    assert page.locator("img").count() == 0
+    write(page)
+    finished(page)
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_three_temperatures_share_a_seed(server, sampler, open_page):
+    page = open_page(server)
+    write(page, length=40)
+    finished(page)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Temperatures").fill("0.3, 0.8")
+    page.get_by_role("tabpanel").get_by_role("button", name="Compare").click()
+    expect(page.locator("#compare-stop")).to_be_enabled()
+    expect(page.locator("#compare-stop")).to_be_disabled()
+    texts = page.locator("#compared .tokens").all_text_contents()
+    assert texts == ["ROMEO:" + sampler.sample("ROMEO:", GenerationConfig(40, t, 0))[0] for t in (0.3, 0.8)]
+
+
+def test_bits_and_the_most_surprising_places_are_shown(server, sampler, open_page):
+    page = open_page(server)
+    panel = read_text(page, "Surprise", "Show bits", TEXT)
+    scored = Scorer(sampler).details(TEXT)
+    expect(panel.locator("#bits")).to_contain_text(f"{scored.score.bits_per_char:.3f} bits per character")
+    logp = scored.tokens.logp
+    colors = [color for _, color in panel.locator("#scored").evaluate(READ)]
+    assert colors == [css(probability_color(math.exp(each))) for each in logp]
+    places = [float(each.split()[-2]) for each in panel.locator("#places li").all_text_contents()]
+    np.testing.assert_allclose(places, np.sort(-logp / math.log(2))[::-1][:10], atol=0.06)
+    panel.locator("#places button").first.click()
+    expect(panel.locator("#scored .chosen")).to_have_count(1)
+    expect(panel.locator("#scored-panel")).to_contain_text("bits")
+
+
+def test_units_are_shown_and_found_with_their_held_out_scores(server, sampler, open_page):
+    page = open_page(server)
+    panel = read_text(page, "Look inside", "Look inside", TEXT)
+    seen = inspect_text(sampler, TEXT)
+    expect(panel.locator("#unit-title")).to_have_text("Unit 0:c:0")
+    for feature, words in (("line", None), ("", "[A-Z]+:")):
+        panel.locator("#feature").select_option(feature)
+        if words:
+            panel.locator("#pattern").fill(words)
+        panel.get_by_role("button", name="Find").click()
+        found = seen.find(words or feature)
+        expect(panel.locator("#verdict")).to_contain_text(found.verdict[1:])
+        rows = panel.locator("#units tbody tr").evaluate_all("rows => rows.map(each => each.innerText.split(/\\s+/))")
+        assert rows == [[str(each.unit), f"{each.chosen:.3f}", f"{each.score:.3f}"] for each in found.units]
+    panel.locator("#units button").first.click()
+    expect(panel.locator("#unit-title")).to_have_text(f"Unit {found.best}")
+    values = seen.unit(found.best).values
+    shown = [color for _, color in panel.locator("#valued").evaluate(READ)]
+    assert shown == [css(signed_color(each / np.abs(values).max())) for each in values.tolist()]
+    width, height, colors = panel.locator("#map").evaluate(
+        "map => [map.width, map.height, "
+        "new Set(new Uint32Array(map.getContext('2d').getImageData(0, 0, map.width, map.height).data.buffer)).size]"
+    )
+    assert (width, height) == (4 * seen.tokens.size, 2 * seen.arrays["0:c"].shape[1])
+    assert colors > 50
+    panel.locator("#pattern").fill("(")
+    panel.get_by_role("button", name="Find").click()
+    expect(page.get_by_role("alert")).to_contain_text("regular expression")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_every_view_and_everybody_can_use_it(server, open_page, axe, scheme):
+    page = open_page(server, viewport={"width": 360, "height": 740}, color_scheme=scheme, has_touch=True)
+    write_open = page.locator("#settings summary")
+    write_open.click()
+    write(page)
+    finished(page)
+    page.locator("#output [role=button]").nth(3).click()
+    read_text(page, "Surprise", "Show bits", TEXT[:150])
+    expect(page.locator("#places")).to_be_visible()
+    read_text(page, "Look inside", "Look inside", TEXT[:150])
+    expect(page.locator("#unit-title")).to_have_text("Unit 0:c:0")
+    page.get_by_role("button", name="Find").click()  # no quotation marks: an error
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.evaluate(axe)
+    for name in ("Write", "Compare", "Surprise", "Look inside"):
+        page.get_by_role("tab", name=name).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+        found = page.evaluate("async () => (await axe.run()).violations.map(each => [each.id, each.nodes.length])")
+        assert found == [], name
+
+
+def test_a_key_is_asked_for_and_kept_in_memory_alone(sampler, open_page):
+    with run_server([served(sampler, "shakespeare")], api_key="secret") as running:
+        page = open_page(running)
+        for key in ("wrong", "secret"):
+            page.get_by_label("Key", exact=True).fill(key)
+            page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#model option")).to_have_text("shakespeare")
+        write(page, length=10)
+        finished(page)
+        assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+        page.reload()
+        expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def test_answers_of_a_classifier_and_a_captioner_are_shown(tmp_path, open_page):
+    with run_server(train_answering(tmp_path)) as running:
+        page = open_page(running)
+        expect(page.get_by_role("tab")).to_have_text(["Tasks"])  # nothing that writes is served
+        page.get_by_label("Inputs").fill("fish wave\nroad")
+        page.get_by_role("button", name="Answer").click()
+        expected = list(Predictor.load(tmp_path / "classify").predict(["fish wave", "road"]))
+        expect(page.locator("#answers h3")).to_have_text([each["label"] for each in expected])
+        page.locator("#task-model").select_option("caption")
+        page.locator("#image").set_input_files(tmp_path / "photos" / "1.png")
+        page.get_by_role("button", name="Answer").click()
+        (caption,) = Predictor.load(tmp_path / "caption").predict([tmp_path / "photos" / "1.png"])
+        expect(page.locator("#answers h3")).to_have_text([caption["text"]])
