@@ -19,7 +19,6 @@ import numpy as np
 from jaxgen.runs.checkpoints import CheckpointStore
 
 from .fault import Fault, Unavailable
-from .kills import older_code
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLAGS = (
@@ -59,8 +58,7 @@ sys.exit(main())
 
 def surroundings(**changes: str | None) -> dict[str, str]:
     """An ordinary environment with ``changes``, None for a variable that is not set; all compile alike and quickly."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {older_code()}".strip()
-    ours = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    ours = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
     found: dict[str, str | None] = {k: v for k, v in os.environ.items() if k not in INHERITED}
     return {name: value for name, value in (found | ours | changes).items() if value is not None}
 
