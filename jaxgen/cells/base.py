@@ -191,9 +191,7 @@ class Cell(nn.RNNCellBase):
 
     @nn.nowrap
     def gates(self, weights: PyTree, carry: Carry, z: Float[Array, "*batch K"]) -> dict[str, Array]:
-        """The gates of a step by name, [*batch, ...], each from 0 to 1; none by default. The arguments are those of
-        ``step``.
-        """
+        """The gates of a step by name, each from 0 to 1; none by default. The arguments are those of ``step``."""
         return {}
 
     @nn.nowrap
