@@ -90,6 +90,15 @@ class BusyError(JaxgenError):
     """Too many requests wait, or the engine is closed.
 
     ``closed`` tells which; ``seconds`` is after how long it is worth another try.
+
+    Example:
+        >>> engine = jaxgen.Engine()
+        >>> engine.close()
+        >>> try:
+        ...     engine.submit(print, jaxgen.Sampler.load("runs/language-1"), "the ")
+        ... except jaxgen.BusyError as error:
+        ...     print(error.closed)
+        True
     """
 
     def __init__(self, message: str, seconds: float = 1.0, *, closed: bool = False) -> None:

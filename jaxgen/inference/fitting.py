@@ -58,7 +58,7 @@ def fit_options(sampler: Sampler, options: AdaptiveOptions, fixed: Collection[tu
     Example:
         >>> sampler = jaxgen.Sampler.load("runs/language-1")
         >>> fit = jaxgen.fit_options(sampler, jaxgen.AdaptiveOptions())
-        >>> 0.8 <= fit.options.temperature <= 1.2
+        >>> fit.score.perplexity <= fit.plain.perplexity
         True
     """
     texts = held_out_text([sampler])

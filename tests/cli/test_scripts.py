@@ -139,7 +139,7 @@ def test_wrong_input_leaves_no_traceback_and_the_exit_code_of_its_kind(script):
     ("args", "code", "part"),
     [
         ([], 2, "usage: jaxgen COMMAND"),
-        (["--help"], 0, "sample      write text"),
+        (["--help"], 0, "write text"),
         (["--version"], 0, "jaxgen 0."),
         (["smaple"], 2, "Did you mean 'sample'?"),
         (["sample", "--run", "nowhere"], 4, "nowhere"),

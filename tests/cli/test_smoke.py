@@ -109,5 +109,6 @@ def test_every_command_is_tried():
     elsewhere |= {"compare", "doctor", "info", "runs"}  # test_run_tables.py
     elsewhere |= {"interpolate", "neurons"}  # test_neurons_command.py
     elsewhere |= {"completion"}  # test_completion.py
+    elsewhere |= {"serve"}  # test_serve_command.py
     elsewhere |= {"sweep"}  # tests/trainer/test_sweep.py
     assert {*ON_TEXT, "predict", "replay", "train"} | elsewhere == {*COMMANDS}
