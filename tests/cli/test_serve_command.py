@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -138,7 +139,8 @@ def test_mixtures_and_adapted_weights_are_served_with_their_receipts(run, train,
     Path("long.txt").write_text("the cat sat on a mat\n" * 10)
     words = ["--prompt", "The", "--length", "30", "--seed", "4", "--temperature", "1", "--json"]
     body = {"prompt": "The", "max_tokens": 30, "seed": 4}
-    for flags in (("--mix", "run:1", "other:3"), ("--run", "run", "--adapt-to", "long.txt", "--adapt-rate", "0.1")):
+    adapted = ("--run", os.path.abspath("run"), "--adapt-to", "long.txt", "--adapt-rate", "0.1")
+    for flags in (("--mix", "run:1", "other:3"), adapted):
         with serving(quick_environment, *flags) as (_, client, _):
             (choice,) = client.post("/v1/completions", json=body).json()["choices"]
         expected = json.loads(sample(*flags, *words).out)

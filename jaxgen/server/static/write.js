@@ -106,7 +106,8 @@ async function whileRunning(action) {
   $("status").textContent = "Writing …";
   try {
     await action(own.signal);
-    $("status").textContent = "Done.";
+    // A stream that was stopped may also end without an error.
+    $("status").textContent = own.signal.aborted ? "Stopped." : "Done.";
   } catch (error) {
     if (running === own) $("status").textContent = error.name === "AbortError" ? "Stopped." : "";
     throw error;
