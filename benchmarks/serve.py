@@ -162,7 +162,7 @@ def measure(blocks: list[int], clients: list[int], requests: int) -> None:
         for number in clients:
             own = alone(sampler, block, number)
             found = run_clients(port, number, max(requests, 2 * number) if number > 1 else requests // 8)
-            first, whole = ([found[f"{name}_p50"], found[f"{name}_p99"]] for name in ("first", ""))
+            first, whole = ([found[f"{name}p50"], found[f"{name}p99"]] for name in ("first_", ""))
             shown = [f"{a * 1e3:,.0f} / {b * 1e3:,.0f} ms" for a, b in (first, whole)]
             print(f"| {block} | {number} | {found['tokens_s']:,.0f} | {own:,.0f} | {turn:,.0f} | {' | '.join(shown)} |")
         stop()
