@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,17 @@ from jaxgen.server.app import Server, create_app
 from jaxgen.server.completions import Limits
 from jaxgen.server.listen import open_socket
 from jaxgen.server.models import Loaded, Models, Served
+
+#: More tokens than a test waits for.
+ENDLESS = 10_000_000
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Return when the condition holds; fail if it does not within so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 class Running:

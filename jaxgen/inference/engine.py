@@ -32,7 +32,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -63,7 +62,7 @@ from jaxgen.sampling.transforms import (
     TopP,
     TypicalP,
 )
-from jaxgen.sampling.transforms.base import Last, Transform, chain
+from jaxgen.sampling.transforms.base import Transform, chain
 from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
 
 #: Transforms with options that change nothing. A request with some of these kinds gets all of them.
@@ -444,7 +443,8 @@ class Engine:
         """Compute the state of one row, and find its group."""
         start, begun = request.start, request.begun
         assert start is not None
-        state = DecodeState(start.carry, start.logits, begun.transforms, jnp.zeros(1, bool), *Last.none(1))
+        none: tuple[Any, ...] = np.zeros(1, bool), np.int32(0), np.full(1, -1, np.int32)  # NumPy dispatches nothing
+        state = DecodeState(start.carry, start.logits, begun.transforms, *none)
         leaves, request.tree = jax.tree.flatten(state)
         request.leaves = [np.asarray(leaf) for leaf in leaves]
         indices, size = np.array(request.unstarted, np.uint32), 16 if len(request.unstarted) <= 16 else 1024

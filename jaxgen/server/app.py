@@ -453,9 +453,12 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
         await rest.aclose()  # type: ignore[attr-defined]
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
 def _sent(value: Json) -> bytes:
     """A server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n".encode()
+    return f"data: {_JSON.encode(value)}\n\n".encode()
 
 
 def _token(tokenizer: Any, token: int, logp: float) -> Json:

@@ -5,28 +5,17 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 
 import httpx2 as httpx
 import pytest
-from serving import served
+from serving import ENDLESS, served, wait_until
 
 from jaxgen.cli.serve import main as serve_main
 from jaxgen.server.completions import Limits
 
-#: More tokens than a test waits for.
-ENDLESS = 10_000_000
-
 
 def lines(response: httpx.Response):
     return (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture

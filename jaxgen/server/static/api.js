@@ -41,7 +41,7 @@ function askKey() {
   return asking;
 }
 
-// Calls `read` with each event of a streamed completion.
+// Calls `read` with each event of a streamed completion, and waits for what it returns.
 export async function stream(body, signal, read) {
   const response = await request("v1/completions", { ...body, stream: true }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -56,7 +56,8 @@ export async function stream(body, signal, read) {
       if (data === "[DONE]") return;
       const found = JSON.parse(data);
       if (found.error) throw new Error(found.error.message);
-      read(found.choices[0]);
+      await read(found.choices[0]);
+      signal.throwIfAborted(); // what has come already is not shown
     }
   }
 }

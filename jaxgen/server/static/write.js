@@ -4,6 +4,8 @@ import { $, fail, guarded, stream } from "./api.js";
 import { make, percent, probabilityColor, quoted, Tokens } from "./tokens.js";
 
 const ALTERNATIVES = 8;
+// Tokens that a frame adds, and that may wait for their frame.
+const PER_FRAME = 200, AHEAD = 1000;
 // Name, label, largest value and step of the slider, its first value, and the value with which nothing changes.
 const SETTINGS = [
   ["temperature", "Temperature", 2, 0.05, 0.8, 1],
@@ -62,17 +64,34 @@ function read(logprobs) {
   }));
 }
 
-// As many tokens as the text has: it ends before a stop string, and tokens may be parts of characters.
-function fit(tokens, text, isWhole) {
-  const fitting = [];
-  let at = 0;
-  for (const token of tokens) {
-    if (!token.text || !text.startsWith(token.text, at)) break;
-    at += token.text.length;
-    fitting.push(token);
+// The tokens of a text that comes in parts, as many as the text has: it ends before a stop string, and tokens may be parts of characters.
+class Fitting {
+  constructor() {
+    [this.text, this.waiting, this.tokens, this.at] = ["", [], [], 0];
   }
-  if (isWhole && at < text.length) fitting.push({ text: text.slice(at), logp: NaN, top: [] });
-  return fitting;
+
+  add(text, tokens) {
+    this.text += text;
+    this.waiting.push(...tokens);
+  }
+
+  // Takes up to `most` of the tokens that wait; returns whether there are more.
+  take(most) {
+    let taken = 0;
+    for (const token of this.waiting.slice(0, most)) {
+      if (!token.text || !this.text.startsWith(token.text, this.at)) break;
+      this.at += token.text.length;
+      this.tokens.push(token);
+      taken += 1;
+    }
+    this.waiting.splice(0, taken);
+    return taken === most;
+  }
+
+  // The rest of a whole text is one token of unknown probability.
+  end() {
+    if (this.at < this.text.length) this.tokens.push({ text: this.text.slice(this.at), logp: NaN, top: [] });
+  }
 }
 
 const painted = (token) => {
@@ -80,19 +99,32 @@ const painted = (token) => {
   return { ...token, color: probabilityColor(probability), title: Number.isFinite(probability) ? percent(probability) : "parts of characters" };
 };
 
-// Streams a text into `draw(tokens so far)`; resolves with {tokens, text, receipt}.
+const frame = () => new Promise((done) => (document.hidden ? setTimeout(done, 50) : requestAnimationFrame(done)));
+
+// Streams a text into `drawn(tokens so far)`; resolves with its receipt. A page that draws all the time would take no
+// click: it draws a few tokens in each frame, and reads no faster.
 async function draw(body, signal, drawn) {
-  let text = "", tokens = [], receipt = null;
+  const found = new Fitting();
+  let receipt = null, ended = false;
+  const drawing = (async () => {
+    for (let more = true; more || !ended;) {
+      await frame();
+      if (signal.aborted) return;
+      more = found.take(PER_FRAME);
+      drawn(found.tokens);
+    }
+    found.end();
+    drawn(found.tokens);
+  })();
   try {
-    await stream(body, signal, (choice) => {
-      text += choice.text;
-      if (choice.logprobs) tokens.push(...read(choice.logprobs));
+    await stream(body, signal, async (choice) => {
+      found.add(choice.text, choice.logprobs ? read(choice.logprobs) : []);
       receipt = choice.receipt ?? receipt;
-      drawn(fit(tokens, text, false));
+      while (found.waiting.length > AHEAD && !signal.aborted) await frame();
     });
   } finally {
-    tokens = fit(tokens, text, true);
-    drawn(tokens);
+    ended = true;
+    await drawing;
   }
   return receipt;
 }
@@ -104,15 +136,14 @@ async function whileRunning(action) {
   const buttons = [$("stop"), $("compare-stop")];
   buttons.forEach((each) => { each.disabled = false; });
   $("status").textContent = "Writing …";
+  let said = "";
   try {
     await action(own.signal);
-    // A stream that was stopped may also end without an error.
-    $("status").textContent = own.signal.aborted ? "Stopped." : "Done.";
-  } catch (error) {
-    if (running === own) $("status").textContent = error.name === "AbortError" ? "Stopped." : "";
-    throw error;
+    said = "Done.";
   } finally {
     if (running === own) {
+      // A stream that is stopped may also end without an error.
+      $("status").textContent = own.signal.aborted ? "Stopped." : said;
       running = null;
       buttons.forEach((each) => { each.disabled = true; });
     }
@@ -125,21 +156,23 @@ async function generate(parent, start, prompt, label = "") {
   const before = parent ? parent.prompt : prompt;
   body.prompt = before + start.map((each) => each.text).join("");
   const node = { parent, prompt: before, start, own: [], children: [], label: label || quoted(body.prompt.slice(-24)), body, receipt: null };
+  const tree = roots; // another one if the model changes meanwhile
   await whileRunning(async (signal) => {
-    let added = false;
+    let drawn = 0;
     try {
       node.receipt = await draw({ ...body, logprobs: ALTERNATIVES }, signal, (tokens) => {
-        if (!added && tokens.length) {
-          added = true;
+        if (!tokens.length || tree !== roots) return;
+        node.own = tokens;
+        if (!drawn) {
           (parent ? parent.children : roots).push(node);
           show(node);
+        } else if (shown === node) {
+          output.add(tokens.slice(drawn).map(painted));
         }
-        const fresh = tokens.slice(node.own.length);
-        node.own = tokens;
-        if (shown === node) output.add(fresh.map(painted));
+        drawn = tokens.length;
       });
     } finally {
-      if (shown === node) show(node, false);
+      if (shown === node) showRest();
     }
   });
 }
@@ -151,6 +184,11 @@ function show(node, remember = true) {
   output.clear();
   $("alternatives").hidden = true;
   output.add([{ text: node.prompt }, ...tokensOf(node).map(painted)]);
+  showRest();
+}
+
+// What stands below the text.
+function showRest() {
   $("continue").disabled = false;
   $("undo").disabled = !history.length;
   $("branches-part").hidden = roots.length + roots[0].children.length < 2;
