@@ -135,7 +135,8 @@ class Guard:
         if self.local and _name(host) not in LOOPBACK:
             raise Refusal(403, f"This server answers to {', '.join(LOOPBACK)} only: start it with --host for others.")
         origin = headers.get(b"origin")
-        if origin is not None and origin not in self.origins and urlsplit(origin).netloc != host:
+        own = bool(host) and (origin or "").partition("://")[2].lower() == host.lower()
+        if origin is not None and origin not in self.origins and not own:
             raise Refusal(403, "Pages of other origins may not use this server: start it with --allow-origin.")
         preflight = scope["method"] == "OPTIONS" and origin is not None
         public = scope["path"] in OPEN_PATHS or scope["path"].startswith("/static/")
