@@ -18,7 +18,6 @@ import numpy as np
 from jaxgen import notebook
 from jaxgen.cli.common import prepare_process
 from jaxgen.cli.progress import Screen
-from jaxgen.cli.runs import network
 from jaxgen.cli.sampling_flags import TransformFlag, read_transforms, transform_flags
 from jaxgen.cli.train import LENGTHS
 from jaxgen.data.in_memory import data_settings
@@ -30,6 +29,7 @@ from jaxgen.inference.interpolation import Interpolation, interpolate_prompts
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.inference.receipts import Replay, read_receipt, receipt, replay
+from jaxgen.inference.run_facts import network
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Score, ScoredText, Scorer
 from jaxgen.inference.text_stream import Samples

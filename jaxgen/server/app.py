@@ -48,6 +48,7 @@ from jaxgen.server.completions import (
 )
 from jaxgen.server.guard import Guard, error_body
 from jaxgen.server.models import KeptState, Loaded, Models, NotFoundError, States
+from jaxgen.server.runs import Runs
 from jaxgen.server.schemas import (
     CompletionRequest,
     InspectRequest,
@@ -103,10 +104,14 @@ class Server:
         models: The served models.
         engine: Decodes.
         limits: What a request may ask for.
+        runs: The folder of the runs whose curves the page shows, beside those that are served.
     """
 
-    def __init__(self, models: Models, engine: Engine, limits: Limits | None = None) -> None:
+    def __init__(self, models: Models, engine: Engine, limits: Limits | None = None, runs: str | Path = "runs") -> None:
         self.models, self.engine, self.limits = models, engine, limits or Limits()
+        several = {path.name: path for each in models.by_name.values() if len(each.runs) > 1 for path in each.runs}
+        single = {name: each.runs[0] for name, each in models.by_name.items() if len(each.runs) == 1}
+        self.runs = Runs(runs, {**several, **single})
         self.states, self.metrics = States(), Metrics(engine)
         #: Everything but decoding computes one request at a time; the probabilities of texts do not wait for others.
         self._turn, self._probabilities = asyncio.Semaphore(1), asyncio.Semaphore(1)
@@ -399,6 +404,16 @@ def create_app(
     async def model(name: str) -> JSONResponse:
         """One model."""
         return JSONResponse(server.model(name))
+
+    @route("GET", "/v1/runs")
+    async def list_runs() -> JSONResponse:
+        """The runs of the folder that the server shows, and those that are served."""
+        return JSONResponse(_plain(await anyio.to_thread.run_sync(server.runs.list)))
+
+    @route("GET", "/v1/runs/{name:path}")
+    async def run_curves(name: str) -> JSONResponse:
+        """The losses of a run, and the metric that decides, at the steps of its evaluations."""
+        return JSONResponse(_plain(await anyio.to_thread.run_sync(server.runs.curves, name)))
 
     @route("GET", "/health")
     async def health() -> JSONResponse:

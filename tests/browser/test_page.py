@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 
 import numpy as np
 import pytest
 from conftest import playwright
-from serving import ENDLESS, run_server, served, train_answering, wait_until
+from serving import ENDLESS, folder_of_runs, run_server, served, train_answering, wait_until
 
 from jaxgen.colors import probability_color, signed_color
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.inspection import inspect_text
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.scorer import Scorer
+from jaxgen.runs.lock import RunLock
+from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.transforms import TopK
 from jaxgen.server.completions import Limits
 
@@ -192,6 +195,39 @@ def test_units_are_shown_and_found_with_their_held_out_scores(server, sampler, o
     expect(page.get_by_role("alert")).to_contain_text("regular expression")
 
 
+def test_curves_of_runs_are_drawn_and_follow_one_that_trains(sampler, open_page, tmp_path):
+    folder = folder_of_runs(tmp_path / "runs")
+    log = MetricsLog(folder / "first" / "metrics.jsonl")
+    last = log.read()[-1]
+    with run_server([served(sampler, "shakespeare")], runs=folder) as running:
+        page = open_page(running)
+        page.get_by_role("tab", name="Runs").click()
+        panel = page.get_by_role("tabpanel", name="Runs")
+        expect(panel.locator("#runs-table tbody tr")).to_have_count(2)
+        lines = panel.locator("#runs-loss polyline")
+        expect(lines).to_have_count(4)  # training and validation of both
+        chart = panel.locator("#runs-loss > svg")
+        expect(chart).to_have_accessible_name(re.compile(f"first ends at {last['val_loss']:.4g}"))
+        panel.get_by_label("Training loss").uncheck()
+        expect(lines).to_have_count(2)
+        panel.get_by_role("checkbox", name="sweep/second").uncheck()
+        expect(lines).to_have_count(1)
+        with RunLock.kept(folder / "first") as lock:
+            log.append({**last, "step": last["step"] + 400, "val_loss": 1.25})
+            expect(chart).to_have_accessible_name(re.compile("first ends at 1.25"))
+            expect(panel.locator("#runs-table tbody tr").first).to_contain_text("training")
+        lock.release()
+        panel.get_by_text("As a table").click()
+        rows = panel.locator("#runs-loss tbody tr").all_inner_texts()
+        assert [row.split() for row in rows[-1:]] == [[f"{last['step'] + 400:,}", "1.25"]]
+        assert len(rows) == len(log.read())
+        width = lines.bounding_box()["width"]
+        panel.get_by_label("Logarithmic steps").check()
+        assert lines.bounding_box()["width"] == pytest.approx(width, rel=0.01)
+        chart.hover()
+        expect(panel.locator(".told").first).to_contain_text("first, step")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_every_view_and_everybody_can_use_it(server, open_page, axe, scheme):
     page = open_page(server, viewport={"width": 360, "height": 740}, color_scheme=scheme, has_touch=True)
@@ -207,7 +243,7 @@ def test_a_phone_shows_every_view_and_everybody_can_use_it(server, open_page, ax
     page.get_by_role("button", name="Find").click()  # no quotation marks: an error
     expect(page.get_by_role("alert")).to_be_visible()
     page.evaluate(axe)
-    for name in ("Write", "Compare", "Surprise", "Look inside"):
+    for name in ("Write", "Compare", "Surprise", "Look inside", "Runs"):
         page.get_by_role("tab", name=name).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
         found = page.evaluate("async () => (await axe.run()).violations.map(each => [each.id, each.nodes.length])")
@@ -231,7 +267,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_alone(sampler, open_page):
 def test_answers_of_a_classifier_and_a_captioner_are_shown(tmp_path, open_page):
     with run_server(train_answering(tmp_path)) as running:
         page = open_page(running)
-        expect(page.get_by_role("tab")).to_have_text(["Tasks"])  # nothing that writes is served
+        expect(page.get_by_role("tab")).to_have_text(["Tasks", "Runs"])  # nothing that writes is served
         page.get_by_label("Inputs").fill("fish wave\nroad")
         page.get_by_role("button", name="Answer").click()
         expected = list(Predictor.load(tmp_path / "classify").predict(["fish wave", "road"]))

@@ -14,15 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving import served, train_answering
+from serving import folder_of_runs, served, train_answering
 
 from jaxgen.cli.serve import open_models
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.inspection import inspect_text
 from jaxgen.inference.predictor import Predictor
+from jaxgen.inference.run_facts import curves
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.state import interpolate
+from jaxgen.runs.directory import RunDirectory
+from jaxgen.runs.lock import RunLock
+from jaxgen.runs.logs import MetricsLog
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 COMMANDS = re.findall(r"^curl .*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -107,6 +111,41 @@ def test_a_slow_regular_expression_ends(server, monkeypatch):
     response = server.post("/v1/inspect", text="a" * 199 + "b", find="(a|a)*c|b")
     assert response.status_code == 400
     assert "seconds" in response.json()["error"]["message"]
+
+
+def test_runs_are_listed_with_their_curves_while_one_trains(serve, tiny, tmp_path):
+    folder = folder_of_runs(tmp_path / "runs")
+    log = MetricsLog(folder / "first" / "metrics.jsonl")
+    with serve([served(tiny)], runs=folder) as running:
+        listed = running.http.get("/v1/runs").json()
+        assert {each["id"] for each in listed["data"]} == {"first", "sweep/second"}
+        assert listed["left_out"] == 1
+        assert not any(each["training"] for each in listed["data"])
+        found = running.http.get("/v1/runs/sweep/second").json()["curves"]
+        rows = log.read()
+        assert found["val_loss"] == [[row["step"], row["val_loss"]] for row in rows]
+        assert listed["data"][0]["best"] == min(row["val_loss"] for row in rows)
+        lock = RunLock.take(folder / "first")
+        try:
+            log.append({"step": 9_000, "train_loss": 1.0, "val_loss": float("nan")})
+            first, second = running.http.get("/v1/runs").json()["data"]
+            assert (first["id"], first["step"], first["training"], second["training"]) == ("first", 9_000, True, False)
+        finally:
+            lock.release()
+        found = running.http.get("/v1/runs/first").json()["curves"]
+        assert found["train_loss"][-1] == [9_000, 1.0]
+        assert len(found["val_loss"]) == len(rows)
+        for name in ("damaged", "empty", "nothing", "..%2Fruns%2Ffirst", str(folder / "first")):
+            assert running.http.get(f"/v1/runs/{name}").status_code == 404, name
+
+
+def test_long_curves_are_thinned_and_end_with_the_last_point(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(f'{{"step": {step}, "train_loss": {step / 2}}}\n' for step in range(1, 1_235)))
+    found = curves(RunDirectory(tmp_path), "val_loss")
+    assert found["train_loss"][-1] == (1_234, 617.0)
+    assert 400 < len(found["train_loss"]) <= 500
+    assert found["val_loss"] == []
 
 
 def test_metrics_count_requests_and_tokens(server):
