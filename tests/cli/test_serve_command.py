@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,29 @@ def test_a_run_is_loaded_anew_when_its_best_checkpoint_changes(run, train, here)
         )
         (fresh,) = engine.samples(served.current.sampler, "The ", settings)
         assert fresh.text == Sampler.load(run).sample("The ", settings)[0]
+
+
+@pytest.mark.runs
+def test_a_run_that_is_deleted_is_served_on_and_loaded_anew_when_it_is_back(run):
+    from jaxgen.inference.engine import Engine
+    from jaxgen.inference.sampler import Sampler
+
+    served = Served.of("run", "language", lambda: Loaded(Sampler.load(run)), [run])
+    first, said = served.current, list[str]()
+    with Engine() as engine:
+        models = Models([served], engine, 0, said.append)
+        run.rename("away")
+        for _ in range(3):
+            models.reload()
+        (run / "checkpoints").mkdir(parents=True)
+        models.reload()
+        assert served.current is first
+        assert len(said) == 2  # each problem once
+        shutil.rmtree(run)
+        Path("away").rename(run)
+        models.reload()
+        assert len(said) == 2
+        assert not served.problem
 
 
 @pytest.mark.runs
