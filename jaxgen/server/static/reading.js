@@ -1,11 +1,15 @@
 // The views "Surprise" and "Look inside": what a model thinks of a text, and what it computes while it reads it.
 
 import { $, guarded, post } from "./api.js";
+import { CYCLE, lineChart } from "./charts.js";
 import { make, percent, probabilityColor, quoted, signedColor, Tokens, valueLegend } from "./tokens.js";
+import { settings, shell, sideBySide } from "./write.js";
 
 const PLACES = 10, TOP = 5, CONTEXT = 20;
-// Pixels of a token and of a unit.
-const CELL = [4, 2];
+// Tokens that the charts show, as the server's MAX_SHOWN.
+const MAX_SHOWN = 500;
+// The settings that `jaxgen neurons --clamp` has.
+const COMMANDED = ["model", "seed", "prompt", "max_tokens", "temperature"];
 
 // Surprise
 
@@ -42,20 +46,35 @@ async function showSurprise() {
 
 // Look inside
 
-let text = "", values = [], rows = [];
+let text = "", seen = null, rows = [], values = [];
 const valued = new Tokens($("valued"));
 const inspect = (more) => post("v1/inspect", { model: $("model").value, text, unk: "skip", top: TOP, ...more });
 const unitName = () => `${$("array").value}:${$("unit").value || 0}`;
 
 async function look() {
   text = $("inside-text").value;
-  const { arrays } = await inspect({ units: [] });
-  $("array").replaceChildren(...Object.entries(arrays).map(([name, size]) =>
-    make("option", { value: name, textContent: `layer ${name.replace(":", ", ")} (${size} units)` })));
+  seen = await inspect({ units: [] });
+  const options = Object.entries(seen.arrays).map(([name, size]) => [
+    seen.gates.includes(name), make("option", { value: name, textContent: `layer ${name.replace(":", ", ")} (${size} units)` }),
+  ]);
+  const groups = [["States", false], ["Gates", true]].map(([label, ofGates]) =>
+    make("optgroup", { label }, ...options.filter(([isGate]) => isGate === ofGates).map(([, option]) => option)));
+  $("array").replaceChildren(...groups.filter((each) => each.children.length));
+  $("shown").replaceChildren(make("option", { value: "", textContent: "the unit" }), make("option", { value: "bits", textContent: "bits of each token" }),
+    ...seen.distance.map((_, layer) => make("option", { value: layer, textContent: `how far the state of layer ${layer} moves` })));
   $("verdict").textContent = "";
   $("units").hidden = true;
+  $("held-result").hidden = true;
   $("inside-result").hidden = false;
+  drawDistance();
   await showArray();
+}
+
+function drawDistance() {
+  const lines = seen.distance.map((layer, i) => ({
+    name: `layer ${i}`, color: CYCLE[i % CYCLE.length], points: layer.slice(0, MAX_SHOWN).map((value, t) => [t + 1, value]),
+  }));
+  lineChart($("distance"), { title: "How far each token moves the state", x: "token", lines, whole: true });
 }
 
 async function showArray() {
@@ -66,16 +85,40 @@ async function showArray() {
 async function showUnit() {
   const name = unitName(), found = await inspect({ units: [name] });
   values = found.units[name];
-  const most = Math.max(...values.map(Math.abs), 1e-9);
   $("unit-title").textContent = `Unit ${name}`;
-  valued.clear();
-  valued.add(found.tokens.map((each, i) => ({ text: each, color: signedColor(values[i] / most), title: values[i].toPrecision(3) })));
-  valueLegend($("value-scale"), most);
+  const isGate = seen.gates.includes($("array").value);
+  $("hold-part").hidden = isGate;
+  $("hold-title").textContent = `Hold unit ${name} at a value`;
+  $("hold-value").value = Number(values.reduce((best, each) => (Math.abs(each) > Math.abs(best) ? each : best), 0).toPrecision(3));
+  colorText();
   drawMap();
 }
 
+// The text in the colours of the unit, or of something else that each token has.
+function colorText() {
+  const chosen = $("shown").value, numbers = chosen === "" ? values : chosen === "bits" ? seen.bits : seen.distance[chosen];
+  const most = Math.max(...numbers.map(Math.abs), 1e-9);
+  valued.clear();
+  valued.add(seen.tokens.map((each, i) => ({ text: each, color: signedColor(numbers[i] / most), title: numbers[i].toPrecision(3) })));
+  valueLegend($("value-scale"), most);
+}
+
+// Texts with and without the unit held at a value.
+async function hold() {
+  const name = unitName(), value = Number($("hold-value").value), prompt = $("hold-prompt").value;
+  const body = { ...settings(), prompt };
+  $("held-result").hidden = true;
+  const [plain, held] = await sideBySide($("held"), [["As it is", body], [`With ${name} at ${value}`, { ...body, clamp: { [name]: value } }]]);
+  const at = [...plain.text].findIndex((each, i) => each !== [...held.text][i]);
+  $("held-note").textContent = at < 0 ? "Both texts are the same." : `Up to character ${at + 1} both texts are the same.`;
+  const run = Object.keys(body).every((each) => COMMANDED.includes(each)) && held.receipt?.run;
+  $("held-command").textContent = run ? `jaxgen neurons --run ${shell(run)} --clamp ${name}=${value} --prompt ${shell(prompt)} ` +
+    `--length ${body.max_tokens} --temperature ${body.temperature ?? 1} --seed ${body.seed}` : "";
+  $("held-result").hidden = false;
+}
+
 function drawMap() {
-  const canvas = $("map"), units = rows[0]?.length ?? 0, [wide, high] = CELL;
+  const canvas = $("map"), units = rows[0]?.length ?? 0, [wide, high] = cell();
   canvas.width = rows.length * wide;
   canvas.height = units * high;
   canvas.setAttribute("aria-label", `${units} units at ${rows.length} tokens of ${$("array").value}; unit ${$("unit").value} is framed`);
@@ -90,6 +133,9 @@ function drawMap() {
   context.strokeStyle = "black";
   context.strokeRect(0.5, $("unit").value * high - 0.5, canvas.width - 1, high + 1);
 }
+
+// Pixels of a token and of a unit in the map.
+const cell = () => [Math.min(Math.max(Math.floor(1000 / rows.length), 4), 12), Math.min(Math.max(Math.floor(512 / (rows[0]?.length || 1)), 2), 12)];
 
 async function find() {
   $("verdict").textContent = "Looking …";
@@ -123,9 +169,11 @@ export function setUp() {
   $("array").addEventListener("change", guarded(() => { $("unit").value = 0; return showArray(); }));
   $("unit").addEventListener("change", guarded(showUnit));
   $("find-form").addEventListener("submit", guarded(find));
+  $("hold-form").addEventListener("submit", guarded(hold));
+  $("shown").addEventListener("change", colorText);
   $("feature").addEventListener("change", () => { $("pattern-label").hidden = $("feature").value !== ""; });
   $("map").addEventListener("click", guarded((event) => {
-    $("unit").value = Math.floor((event.offsetY * event.target.height) / event.target.clientHeight / CELL[1]);
+    $("unit").value = Math.floor((event.offsetY * event.target.height) / event.target.clientHeight / cell()[1]);
     return showUnit();
   }));
 }
