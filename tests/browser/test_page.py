@@ -16,6 +16,7 @@ from jaxgen.colors import probability_color, signed_color
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.inspection import clamped, inspect_text
 from jaxgen.inference.predictor import Predictor
+from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import MetricsLog
@@ -163,6 +164,33 @@ def test_bits_and_the_most_surprising_places_are_shown(server, sampler, open_pag
     panel.locator("#places button").first.click()
     expect(panel.locator("#scored .chosen")).to_have_count(1)
     expect(panel.locator("#scored-panel")).to_contain_text("bits")
+
+
+def test_an_ngram_stands_beside_the_network(sampler, open_page, tmp_path):
+    from jaxgen.cli.train import main as train
+
+    (tmp_path / "text.txt").write_text(TEXT * 20)
+    words = ["--model", "ngram", "--data", str(tmp_path / "text.txt"), "--run", str(tmp_path / "ngram")]
+    assert train(words) == 0
+    counts = Sampler.load(tmp_path / "ngram")
+    with run_server([served(sampler, "shakespeare"), served(counts, "ngram")]) as running:
+        page = open_page(running)
+        page.get_by_role("tab", name="Surprise").click()
+        page.get_by_label("Beside").select_option("ngram")
+        panel = read_text(page, "Surprise", "Show bits", TEXT)
+        own, other = (Scorer(each).details(TEXT) for each in (sampler, counts))
+        expect(panel.locator("#bits")).to_contain_text(f"shakespeare: {own.score.bits_per_char:.3f} bits per character")
+        expect(panel.locator("#beside-bits")).to_contain_text(f"ngram: {other.score.bits_per_char:.3f} bits per char")
+        panel.get_by_label("Colours show").select_option("other")
+        colors = [color for _, color in panel.locator("#scored").evaluate(READ)]
+        assert colors == [css(probability_color(math.exp(each))) for each in other.tokens.logp]
+        panel.get_by_label("By").select_option("worse")
+        bits = (other.tokens.logp - own.tokens.logp) / math.log(2)
+        assert panel.locator("#places li").count() == 10
+        first = panel.locator("#places li").first.text_content().split()
+        assert float(first[-5]) - float(first[-2]) == pytest.approx(bits.max(), abs=0.11)
+        panel.locator("#places button").first.click()
+        expect(panel.locator("#scored-panel")).to_contain_text("ngram:")
 
 
 def test_units_are_shown_and_found_with_their_held_out_scores(server, sampler, open_page):

@@ -2,10 +2,11 @@
 
 import { $, guarded, post } from "./api.js";
 import { CYCLE, lineChart } from "./charts.js";
-import { make, percent, probabilityColor, quoted, signedColor, Tokens, valueLegend } from "./tokens.js";
+import { bitsLegend, make, percent, probabilityColor, probabilityLegend, quoted, signedColor, Tokens, valueLegend } from "./tokens.js";
 import { settings, shell, sideBySide } from "./write.js";
 
-const PLACES = 10, TOP = 5, CONTEXT = 20;
+// Bits by which two models differ that have the strongest colour.
+const PLACES = 10, TOP = 5, CONTEXT = 20, MOST_BITS = 4;
 // Tokens that the charts show, as the server's MAX_SHOWN.
 const MAX_SHOWN = 500;
 // The settings that `jaxgen neurons --clamp` has.
@@ -13,35 +14,66 @@ const COMMANDED = ["model", "seed", "prompt", "max_tokens", "temperature"];
 
 // Surprise
 
+// The tokens of the text with their bits; `other` is the same token under the model beside, if there is one with the same tokens.
 let scored = [];
 const scoredBox = new Tokens($("scored"), (i) => {
-  const token = scored[i], expected = token.top.map((each) => `${quoted(each.token)} ${percent(Math.exp(each.logp))}`);
-  $("scored-panel").replaceChildren(
-    make("p", {}, make("code", { textContent: quoted(token.token) }), `: ${token.bits.toFixed(2)} bits, ${percent(Math.exp(token.logp))}.`),
-    make("p", { textContent: `Expected: ${expected.join(", ")}` }),
-  );
+  const lines = [[$("model").value, scored[i]], [$("beside").value, scored[i].other]].filter(([, token]) => token).map(([name, token]) => {
+    const expected = token.top.map((each) => `${quoted(each.token)} ${percent(Math.exp(each.logp))}`);
+    return make("p", { textContent: `${name}: ${token.bits.toFixed(2)} bits, ${percent(Math.exp(token.logp))}. Expected: ${expected.join(", ")}` });
+  });
+  $("scored-panel").replaceChildren(make("p", {}, make("code", { textContent: quoted(scored[i].token) })), ...lines);
   $("scored-panel").hidden = false;
 });
 
-async function showSurprise() {
-  const text = $("surprise-text").value;
-  const [score] = (await post("v1/score", { model: $("model").value, text, top: TOP, unk: "skip" })).data;
-  scored = score.per_token.map((each) => ({ ...each, bits: -each.logp / Math.LN2, size: [...each.token].length || 1 }));
-  const left = [...text].length - score.chars;
-  $("bits").textContent = `${score.bits_per_char.toFixed(3)} bits per character, ${score.tokens} tokens, perplexity ${score.perplexity.toFixed(2)}.` +
+async function score(model, text) {
+  const [found] = (await post("v1/score", { model, text, top: TOP, unk: "skip" })).data;
+  const tokens = found.per_token.map((each) => ({ ...each, bits: -each.logp / Math.LN2, size: [...each.token].length || 1 }));
+  const left = [...text].length - found.chars;
+  const words = `${found.bits_per_char.toFixed(3)} bits per character, ${found.tokens} tokens, perplexity ${found.perplexity.toFixed(2)}.` +
     (left > 0 ? ` ${left} characters are not in the vocabulary and are left out.` : "");
+  return { tokens, words };
+}
+
+async function showSurprise() {
+  const names = [$("model").value, $("beside").value].filter((each) => each), text = $("surprise-text").value;
+  const [own, other] = await Promise.all(names.map((each) => score(each, text)));
+  const same = other && own.tokens.length === other.tokens.length && own.tokens.every((each, i) => each.token === other.tokens[i].token);
+  scored = own.tokens.map((each, i) => ({ ...each, other: same ? other.tokens[i] : null }));
+  $("bits").textContent = other ? `${names[0]}: ${own.words}` : own.words;
+  $("beside-bits").textContent = other ? `${names[1]}: ${other.words}${same ? "" : " Its tokens are others, so only the sums are compared."}` : "";
+  $("beside-part").hidden = $("places-by").hidden = !same;
+  if (!same) $("scored-shows").value = $("places-order").value = "own";
+  colorScored();
+  listPlaces();
+  $("surprise-result").hidden = false;
+}
+
+function colorScored() {
+  const shows = $("scored-shows").value, perCharacter = (each) => Math.exp(each.logp / each.size);
+  const color = {
+    own: (each) => probabilityColor(perCharacter(each)),
+    other: (each) => probabilityColor(perCharacter(each.other)),
+    difference: (each) => signedColor((each.bits - each.other.bits) / each.size / MOST_BITS),
+  }[shows];
+  const bits = (each) => `${(each.bits / each.size).toFixed(2)} bits per character`;
+  const title = (each) => (each.other ? `${bits(each)}, ${$("beside").value} ${bits(each.other)}` : bits(each));
   scoredBox.clear();
   $("scored-panel").hidden = true;
-  scoredBox.add(scored.map((each) => ({ text: each.token, color: probabilityColor(Math.exp(each.logp / each.size)), title: `${(each.bits / each.size).toFixed(2)} bits per character` })));
-  const order = [...scored.keys()].sort((a, b) => scored[b].bits - scored[a].bits).slice(0, PLACES);
+  scoredBox.add(scored.map((each) => ({ text: each.token, color: color(each), title: title(each) })));
+  (shows === "difference" ? bitsLegend : probabilityLegend)($("scored-scale"), MOST_BITS);
+}
+
+function listPlaces() {
+  const by = { own: (each) => each.bits, worse: (each) => each.bits - each.other.bits, better: (each) => each.other.bits - each.bits }[$("places-order").value];
+  const order = [...scored.keys()].sort((a, b) => by(scored[b]) - by(scored[a])).slice(0, PLACES);
   const words = (from, to) => quoted(scored.slice(Math.max(from, 0), to).map((each) => each.token).join(""));
   $("places").replaceChildren(...order.map((i) => {
     const parts = [words(i - CONTEXT, i), make("mark", { textContent: quoted(scored[i].token) }), words(i + 1, i + 1 + CONTEXT)];
     const button = make("button", { type: "button" }, ...parts);
     button.addEventListener("click", () => { scoredBox.focus(i); scoredBox.pick(i); });
-    return make("li", {}, button, ` ${scored[i].bits.toFixed(1)} bits`);
+    const beside = scored[i].other ? `, ${$("beside").value} ${scored[i].other.bits.toFixed(1)} bits` : "";
+    return make("li", {}, button, ` ${scored[i].bits.toFixed(1)} bits${beside}`);
   }));
-  $("surprise-result").hidden = false;
 }
 
 // Look inside
@@ -165,6 +197,8 @@ async function find() {
 
 export function setUp() {
   $("surprise-form").addEventListener("submit", guarded(showSurprise));
+  $("scored-shows").addEventListener("change", colorScored);
+  $("places-order").addEventListener("change", listPlaces);
   $("inside-form").addEventListener("submit", guarded(look));
   $("array").addEventListener("change", guarded(() => { $("unit").value = 0; return showArray(); }));
   $("unit").addEventListener("change", guarded(showUnit));
