@@ -550,5 +550,7 @@ def clamped(sampler: Sampler, values: Mapping[Unit | str | int, float]) -> Sampl
         documents=sampler.documents,
         reading=sampler.reading,
     )
-    other.condition, other.errors = sampler.condition, sampler.errors
+    for name in ("condition", "errors", "directory", "digest", "plugins"):
+        setattr(other, name, getattr(sampler, name))
+    other.held = {**sampler.held, **{str(unit): value for unit, value in held.items()}}
     return other

@@ -556,6 +556,8 @@ def _inside(seen: Inspection, body: InspectRequest) -> Json:
     arrays = seen.arrays
     found: Json = {"tokens": seen.texts, "bits": seen.surprise.tolist()}
     found["arrays"] = {name: array.shape[1] for name, array in arrays.items()}
+    found["gates"] = [f"{layer}:{name}" for layer, gates in enumerate(seen.gates) for name in gates]
+    found["distance"] = [[round(value, 4) for value in layer] for layer in seen.distance.T.tolist()]
     if body.units is not None:
         found["units"] = {unit: seen.unit(unit).values.tolist() for unit in body.units}
     if body.array is not None:

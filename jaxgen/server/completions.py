@@ -122,6 +122,10 @@ def open_sampler(
     Raises ``NotFoundError`` and ``UsageError``.
     """
     served, loaded, sampler = models.language(body.model)
+    if body.clamp:
+        if loaded.before is not None:
+            raise UsageError("Units of weights that adapted to a text cannot be held: leave out clamp.")
+        sampler = models.clamped(sampler, body.clamp)
     if body.state is None:
         return served.name, conditioned(sampler, body), loaded.before, loaded.origin
     if body.label is not None or body.features is not None:

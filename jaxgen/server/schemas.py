@@ -75,6 +75,8 @@ class Drawing(Condition):
     """What to do with characters of the prompt that are not in the vocabulary."""
     state: Name | None = None
     """The id of a state, after which the prompt is read."""
+    clamp: Annotated[dict[Name, Finite], Field(max_length=64)] | None = None
+    """Hold these units at values while the model reads and draws, for example {"0:c:17": 2.0}."""
 
 
 class CompletionRequest(Drawing):

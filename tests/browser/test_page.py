@@ -14,8 +14,9 @@ from serving import ENDLESS, folder_of_runs, run_server, served, train_answering
 
 from jaxgen.colors import probability_color, signed_color
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.inspection import inspect_text
+from jaxgen.inference.inspection import clamped, inspect_text
 from jaxgen.inference.predictor import Predictor
+from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import MetricsLog
@@ -31,7 +32,7 @@ TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the ea
 
 def write(page, prompt="ROMEO:", *, seed=0, length=60, **settings):
     """Generate a text with the page; returns when it has begun."""
-    page.get_by_label("Prompt").fill(prompt)
+    page.locator("#prompt").fill(prompt)
     for name, value in {"seed": seed, "max_tokens": length, "temperature": 0.8, **settings}.items():
         page.locator(f"#{name}").fill(str(value))
     page.get_by_label("Keep it").check()
@@ -165,6 +166,33 @@ def test_bits_and_the_most_surprising_places_are_shown(server, sampler, open_pag
     expect(panel.locator("#scored-panel")).to_contain_text("bits")
 
 
+def test_an_ngram_stands_beside_the_network(sampler, open_page, tmp_path):
+    from jaxgen.cli.train import main as train
+
+    (tmp_path / "text.txt").write_text(TEXT * 20)
+    words = ["--model", "ngram", "--data", str(tmp_path / "text.txt"), "--run", str(tmp_path / "ngram")]
+    assert train(words) == 0
+    counts = Sampler.load(tmp_path / "ngram")
+    with run_server([served(sampler, "shakespeare"), served(counts, "ngram")]) as running:
+        page = open_page(running)
+        page.get_by_role("tab", name="Surprise").click()
+        page.get_by_label("Beside").select_option("ngram")
+        panel = read_text(page, "Surprise", "Show bits", TEXT)
+        own, other = (Scorer(each).details(TEXT) for each in (sampler, counts))
+        expect(panel.locator("#bits")).to_contain_text(f"shakespeare: {own.score.bits_per_char:.3f} bits per character")
+        expect(panel.locator("#beside-bits")).to_contain_text(f"ngram: {other.score.bits_per_char:.3f} bits per char")
+        panel.get_by_label("Colours show").select_option("other")
+        colors = [color for _, color in panel.locator("#scored").evaluate(READ)]
+        assert colors == [css(probability_color(math.exp(each))) for each in other.tokens.logp]
+        panel.get_by_label("By").select_option("worse")
+        bits = (other.tokens.logp - own.tokens.logp) / math.log(2)
+        assert panel.locator("#places li").count() == 10
+        first = panel.locator("#places li").first.text_content().split()
+        assert float(first[-5]) - float(first[-2]) == pytest.approx(bits.max(), abs=0.11)
+        panel.locator("#places button").first.click()
+        expect(panel.locator("#scored-panel")).to_contain_text("ngram:")
+
+
 def test_units_are_shown_and_found_with_their_held_out_scores(server, sampler, open_page):
     page = open_page(server)
     panel = read_text(page, "Look inside", "Look inside", TEXT)
@@ -195,6 +223,53 @@ def test_units_are_shown_and_found_with_their_held_out_scores(server, sampler, o
     expect(page.get_by_role("alert")).to_contain_text("regular expression")
 
 
+def test_a_unit_is_held_and_its_text_stands_beside_the_other(server, sampler, open_page, capsys):
+    page = open_page(server)
+    panel = read_text(page, "Look inside", "Look inside", TEXT)
+    expect(panel.locator("#unit-title")).to_have_text("Unit 0:c:0")
+    panel.get_by_label("Unit", exact=True).fill("110")
+    panel.get_by_label("Unit", exact=True).blur()
+    expect(panel.locator("#unit-title")).to_have_text("Unit 0:c:110")
+    page.get_by_role("tab", name="Write").click()
+    for name, value in {"seed": 1, "max_tokens": 80}.items():
+        page.locator(f"#{name}").fill(str(value))
+    page.get_by_label("Keep it").check()
+    page.get_by_role("tab", name="Look inside").click()
+    panel.locator("#hold-value").fill("2.5")
+    panel.get_by_label("Prompt").fill("ROMEO:")
+    panel.get_by_role("button", name="Write both").click()
+    expect(panel.locator("#held-note")).to_be_visible()
+    settings = GenerationConfig(80, 0.8, 1)
+    expected = [each.sample("ROMEO:", settings)[0] for each in (sampler, clamped(sampler, {"0:c:110": 2.5}))]
+    assert expected[0] != expected[1]
+    assert panel.locator("#held .tokens").all_text_contents() == ["ROMEO:" + text for text in expected]
+    command = shlex.split(panel.locator("#held-command").text_content())
+    assert command[:2] == ["jaxgen", "neurons"]
+    from jaxgen.cli.neurons import main
+
+    capsys.readouterr()
+    assert main([*command[2:], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [found["text"], found["clamped"]] == expected
+    panel.get_by_label("Layer and array").select_option("0:f")  # a gate
+    expect(panel.get_by_role("button", name="Write both")).to_be_hidden()
+
+
+def test_the_distance_between_states_is_drawn_and_coloured(server, sampler, open_page):
+    page = open_page(server)
+    panel = read_text(page, "Look inside", "Look inside", TEXT)
+    expect(panel.locator("#unit-title")).to_have_text("Unit 0:c:0")
+    distance = inspect_text(sampler, TEXT).distance[:, 0]
+    panel.get_by_label("Colours show").select_option("0")
+    shown = [color for _, color in panel.locator("#valued").evaluate(READ)]
+    numbers = np.round(distance.astype(float), 4)
+    assert shown == [css(signed_color(each / numbers.max())) for each in numbers.tolist()]
+    panel.get_by_text("As a table").click()
+    rows = panel.locator("#distance tbody tr")
+    expect(rows).not_to_have_count(0)
+    assert rows.last.inner_text().split() == [str(distance.size), f"{float(f'{numbers[-1]:.4g}'):g}"]
+
+
 def test_curves_of_runs_are_drawn_and_follow_one_that_trains(sampler, open_page, tmp_path):
     folder = folder_of_runs(tmp_path / "runs")
     log = MetricsLog(folder / "first" / "metrics.jsonl")
@@ -218,9 +293,9 @@ def test_curves_of_runs_are_drawn_and_follow_one_that_trains(sampler, open_page,
             expect(panel.locator("#runs-table tbody tr").first).to_contain_text("training")
         lock.release()
         panel.get_by_text("As a table").click()
-        rows = panel.locator("#runs-loss tbody tr").all_inner_texts()
-        assert [row.split() for row in rows[-1:]] == [[f"{last['step'] + 400:,}", "1.25"]]
-        assert len(rows) == len(log.read())
+        rows = panel.locator("#runs-loss tbody tr")
+        expect(rows).to_have_count(len(log.read()))
+        assert rows.last.inner_text().split() == [f"{last['step'] + 400:,}", "1.25"]
         width = lines.bounding_box()["width"]
         panel.get_by_label("Logarithmic steps").check()
         assert lines.bounding_box()["width"] == pytest.approx(width, rel=0.01)

@@ -14,19 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import tiny_sampler
 from PIL import Image
 from serving import folder_of_runs, served, train_answering
 
+from jaxgen.cells import CELLS
 from jaxgen.cli.serve import open_models
 from jaxgen.inference.adaptation import Adaptation
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.inspection import inspect_text
+from jaxgen.inference.inspection import clamped, inspect_text
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import Predictor
+from jaxgen.inference.receipts import read_receipt, replay
 from jaxgen.inference.run_facts import curves
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.state import interpolate
+from jaxgen.models.blocks import BLOCKS
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import MetricsLog
@@ -109,6 +113,39 @@ def test_units_that_tell_a_feature_are_found(server, tiny):
     np.testing.assert_allclose(found["array"], seen.states[1]["h"], atol=6e-4)
     for wrong in ({"find": "("}, {"find": "(?au)a"}, {"array": "9:h"}, {"find": "x"}):
         assert server.post("/v1/inspect", text=text, **wrong).status_code == 400
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    ("cell", "block"),
+    [*((cell, "plain") for cell in CELLS), *(("lstm", block) for block in BLOCKS)],
+)
+def test_every_cell_and_block_is_shown_and_a_unit_of_it_is_held(server, monkeypatch, cell, block):
+    """What the state is called comes from the cell."""
+    sampler, text = tiny_sampler(cell, block=block, block_options={}), "abcdefgh" * 2
+    monkeypatch.setitem(server.server.models.by_name, "other", served(sampler, "other"))
+    found = server.post("/v1/inspect", model="other", text=text, units=[]).json()
+    seen = inspect_text(sampler, text)
+    assert found["arrays"] == {name: array.shape[1] for name, array in seen.arrays.items()}
+    assert found["gates"] == [f"{layer}:{name}" for layer, gates in enumerate(seen.gates) for name in gates]
+    np.testing.assert_allclose(found["distance"], seen.distance.T, atol=1e-4)
+    unit = next(f"0:{name}:3" for name in seen.states[0] if name != "conv")
+    body = {"model": "other", "clamp": {unit: 0.75}}
+    found = server.post("/v1/inspect", **body, text=text, units=[unit]).json()
+    assert set(found["units"][unit]) == {0.75}
+    (choice,) = server.complete(**body, prompt="abc", max_tokens=20, seed=3)
+    held = clamped(sampler, {unit: 0.75})
+    assert choice["text"] == held.sample("abc", GenerationConfig(20, 1.0, 3))[0]
+
+
+def test_a_held_unit_is_in_the_receipt_and_replayed(server, tiny):
+    (choice,) = server.complete(prompt="abc", max_tokens=20, seed=3, clamp={"0:h:2": 3, "1:4": -1.0})
+    saved = choice["receipt"]
+    assert saved["clamp"] == {"0:h:2": 3.0, "1:h:4": -1.0}
+    assert replay(tiny, read_receipt(saved)).identical
+    assert not replay(tiny, read_receipt({**saved, "clamp": {}})).identical
+    for wrong in ({"0:h:8": 1.0}, {"9:0": 1.0}, {"x": 1.0}, {"0:h:0": "a"}):
+        assert server.post("/v1/completions", prompt="a", clamp=wrong).status_code == 400, wrong
 
 
 def test_a_slow_regular_expression_ends(server, monkeypatch):

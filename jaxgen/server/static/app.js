@@ -43,6 +43,8 @@ guarded(async () => {
   const { data } = await (await request("v1/models")).json();
   const writers = data.filter((each) => each.task === "language"), others = data.filter((each) => each.task !== "language");
   $("model").replaceChildren(...writers.map((each) => make("option", { value: each.id, textContent: each.id })));
+  $("beside").append(make("option", { value: "", textContent: "nothing" }), ...writers.map((each) => make("option", { value: each.id, textContent: each.id })));
+  $("beside-label").hidden = writers.length < 2;
   $("model").addEventListener("change", () => { write.clear(); reading.clear(); });
   if (others.length) tasks.setUp(others);
   for (const tab of tabs) tab.hidden = tab.id === "tab-tasks" ? !others.length : tab.id !== "tab-runs" && !writers.length;

@@ -25,15 +25,16 @@ function ticks(low, high, number) {
 }
 
 // The range of the values but for the few largest: the first steps of a training lie far above the others.
-function range(values) {
+function range(values, whole) {
   const sorted = [...values].sort((a, b) => a - b);
-  const low = sorted[0], high = sorted.length < 8 ? sorted.at(-1) : sorted[Math.floor(0.97 * (sorted.length - 1))];
+  const low = sorted[0], high = whole || sorted.length < 8 ? sorted.at(-1) : sorted[Math.floor(0.97 * (sorted.length - 1))];
   const room = 0.06 * (high - low) || Math.abs(low) * 0.06 || 1;
   return [low - room, high + room];
 }
 
-// A chart of `lines` {name, color, dashed, points: [x, y]} in `box`. `x` and `title` are the names of the axes.
-export function lineChart(box, { title, x, lines, logarithmic = false }) {
+// A chart of `lines` {name, color, dashed, points: [x, y]} in `box`. `x` and `title` are the names of the axes. Unless it
+// is `whole`, the few largest values may lie above it.
+export function lineChart(box, { title, x, lines, logarithmic = false, whole = false }) {
   const open = box.querySelector("details")?.open ?? false;
   const points = lines.flatMap((line) => line.points.map(([at, y]) => ({ at, y, line }))).filter((each) => !logarithmic || each.at > 0);
   const heading = make("h3", { textContent: title });
@@ -44,7 +45,7 @@ export function lineChart(box, { title, x, lines, logarithmic = false }) {
   const width = Math.max(box.clientWidth, 260), across = width - MARGIN.left - MARGIN.right, down = HEIGHT - MARGIN.top - MARGIN.bottom;
   const places = points.map((each) => each.at), first = Math.min(...places), last = Math.max(...places);
   const scale = logarithmic ? Math.log : (value) => value;
-  const [low, high] = range(points.map((each) => each.y));
+  const [low, high] = range(points.map((each) => each.y), whole);
   const left = (at) => MARGIN.left + (across * (scale(at) - scale(first))) / (scale(last) - scale(first) || 1);
   const top = (y) => MARGIN.top + down * (1 - (y - low) / (high - low));
   const name = `${title}, ${x} ${first.toLocaleString("en")} to ${last.toLocaleString("en")}: ` +

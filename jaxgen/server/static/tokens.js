@@ -54,6 +54,8 @@ function legend(box, name, values, color, text) {
   }
 }
 export const probabilityLegend = (box) => legend(box, "probability of a token:", [0.001, 0.01, 0.1, 1], probabilityColor, percent);
+export const bitsLegend = (box, most) =>
+  legend(box, "bits more than the other:", [-1, -0.5, 0, 0.5, 1], signedColor, (each) => String(each * most));
 export const valueLegend = (box, most) =>
   legend(box, "value:", [-1, -0.5, 0, 0.5, 1], signedColor, (each) => String(Number((each * most).toPrecision(2))));
 

@@ -4,6 +4,7 @@ import { $, fail, guarded, stream } from "./api.js";
 import { make, percent, probabilityColor, quoted, Tokens } from "./tokens.js";
 
 const ALTERNATIVES = 8;
+const STOPS = ["stop", "compare-stop", "hold-stop"];
 // Tokens that a frame adds, and that may wait for their frame.
 const PER_FRAME = 200, AHEAD = 1000;
 // Name, label, largest value and step of the slider, its first value, and the value with which nothing changes.
@@ -32,18 +33,17 @@ export function setUp() {
   if (matchMedia("(max-width: 50rem)").matches) $("settings").open = false;
   $("write-form").addEventListener("submit", guarded(() => generate(null, [], $("prompt").value)));
   $("continue").addEventListener("click", guarded(() => generate(shown, tokensOf(shown), "")));
-  $("stop").addEventListener("click", () => running?.abort());
+  for (const name of STOPS) $(name).addEventListener("click", () => running?.abort());
   $("undo").addEventListener("click", () => { running?.abort(); show(history.pop(), false); });
   $("receipt-kind").addEventListener("change", showReceipt);
   $("copy").addEventListener("click", copy);
   $("compare-form").addEventListener("submit", guarded(compare));
-  $("compare-stop").addEventListener("click", () => running?.abort());
 }
 
 export const currentText = () => (shown ? shown.prompt + tokensOf(shown).map((each) => each.text).join("") : $("prompt").value);
 
 // The settings of the form as a request. Draws a seed unless it is kept.
-function settings() {
+export function settings() {
   if (!$("lock").checked) $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
   const body = { model: $("model").value, seed: Number($("seed").value) };
   for (const [name, , , , , neutral] of SETTINGS) {
@@ -133,7 +133,7 @@ async function draw(body, signal, drawn) {
 async function whileRunning(action) {
   running?.abort();
   const own = (running = new AbortController());
-  const buttons = [$("stop"), $("compare-stop")];
+  const buttons = STOPS.map($);
   buttons.forEach((each) => { each.disabled = false; });
   $("status").textContent = "Writing …";
   let said = "";
@@ -226,7 +226,7 @@ function showAlternatives(i, pinned) {
 
 // The receipt
 
-const shell = (value) => (/^[\w.:/-]+$/.test(value) ? value : `'${String(value).replaceAll("'", "'\\''")}'`);
+export const shell = (value) => (/^[\w.:/-]+$/.test(value) ? value : `'${String(value).replaceAll("'", "'\\''")}'`);
 
 // The request of a receipt as flags of `jaxgen sample`, or as arguments in Python.
 function options(receipt, body) {
@@ -276,22 +276,33 @@ async function copy() {
 async function compare() {
   const temperatures = $("temperatures").value.split(/[\s,;]+/).filter((each) => each).map(Number);
   if (!temperatures.length || temperatures.length > 4 || temperatures.some(Number.isNaN)) throw new Error("Give one to four temperatures, such as 0.5 0.8 1.1.");
-  const body = { ...settings(), prompt: $("prompt").value, logprobs: 0 };
-  $("compared").replaceChildren();
-  await whileRunning((signal) => Promise.all(temperatures.map(async (temperature, i) => {
-    const title = make("h2", { id: `compared-${i}`, textContent: `Temperature ${temperature}, seed ${body.seed}` });
-    const box = make("div", { className: "tokens" });
-    box.setAttribute("role", "group");
-    box.setAttribute("aria-labelledby", title.id);
-    $("compared").append(make("div", {}, title, box));
-    const tokens = new Tokens(box);
-    let done = 0;
-    tokens.add([{ text: body.prompt }]);
-    await draw({ ...body, temperature }, signal, (drawn) => {
-      tokens.add(drawn.slice(done).map(painted));
-      done = drawn.length;
-    });
-  })));
+  const body = { ...settings(), prompt: $("prompt").value };
+  const variants = temperatures.map((temperature) => [`Temperature ${temperature}, seed ${body.seed}`, { ...body, temperature }]);
+  await sideBySide($("compared"), variants);
+}
+
+// Streams texts of several requests, each [title, body], into boxes beside each other in `place`. Resolves with the texts and receipts.
+export async function sideBySide(place, variants) {
+  let found = [];
+  place.replaceChildren();
+  await whileRunning(async (signal) => {
+    found = await Promise.all(variants.map(async ([words, body], i) => {
+      const title = make("h3", { id: `${place.id}-${i}`, textContent: words });
+      const box = make("div", { className: "tokens" });
+      box.setAttribute("role", "group");
+      box.setAttribute("aria-labelledby", title.id);
+      place.append(make("div", {}, title, box));
+      const tokens = new Tokens(box);
+      let done = 0;
+      tokens.add([{ text: body.prompt }]);
+      const receipt = await draw({ ...body, logprobs: 0 }, signal, (drawn) => {
+        tokens.add(drawn.slice(done).map(painted));
+        done = drawn.length;
+      });
+      return { text: box.textContent, receipt };
+    }));
+  });
+  return found;
 }
 
 export function clear() {
