@@ -12,7 +12,6 @@ import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -163,7 +162,7 @@ class Server:
             if body.stream:
                 parts = self._parts(completion, events, began)
                 first = await _unless(gone, anext(parts))  # an error before the first text is a response of its own
-                return StreamingResponse(_chained(first, parts), media_type="text/event-stream", headers=NO_CACHE)
+                return _Stream(completion, first, parts)
             while completion.left:
                 completion.read(*await _unless(gone, events.get()))
             choices = await self._maybe_compute(completion, completion.choices)
@@ -200,8 +199,6 @@ class Server:
                 raise
             _LOG.exception("A stream failed")
             yield _sent(error_body(FAILED, 500))
-        finally:
-            completion.cancel()
 
     async def _maybe_compute(self, completion: Completion, function: Callable[[], Any]) -> Any:
         """Call ``function``: here, unless it computes probabilities."""
@@ -344,13 +341,7 @@ def create_app(
         origins: Origins of web pages elsewhere that may use it.
         max_bytes: The largest body of a request.
     """
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await anyio.to_thread.run_sync(server.models.close)
-
-    app = FastAPI(title="jaxgen", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="jaxgen", version=__version__, docs_url=None, redoc_url=None)
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": text}
         for status, text in ((400, "It cannot be used"), (401, "Wrong key"), (404, "Unknown"), (429, "Busy"))
@@ -521,13 +512,24 @@ async def _unless(gone: asyncio.Future[None], waited: Awaitable[Result]) -> Resu
     return task.result()
 
 
+class _Stream(StreamingResponse):
+    """The parts of a completion, which ends with the response. (Its iterator ends only when it is collected.)"""
+
+    def __init__(self, completion: Completion, first: bytes, rest: AsyncIterator[bytes]) -> None:
+        super().__init__(_chained(first, rest), media_type="text/event-stream", headers=NO_CACHE)
+        self._completion = completion
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._completion.cancel()
+
+
 async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        yield first
-        async for part in rest:
-            yield part
-    finally:
-        await rest.aclose()  # type: ignore[attr-defined]
+    yield first
+    async for part in rest:
+        yield part
 
 
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)

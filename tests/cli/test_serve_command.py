@@ -135,6 +135,25 @@ def test_a_signal_finishes_or_ends_what_runs(run, quick_environment, number, shu
 
 
 @pytest.mark.runs
+def test_a_second_signal_ends_texts_and_the_server_at_once(run, quick_environment):
+    flags = "--run", run, "--max-tokens", 10_000_000, "--timeout", 600, "--grace", 600
+    body = {"prompt": "a", "max_tokens": 10_000_000}
+    with serving(quick_environment, *flags) as (process, client, said):
+        with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+            lines = (line for line in response.iter_lines() if line.startswith("data: "))
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            for _ in range(5):
+                next(lines)  # it goes on
+            process.send_signal(signal.SIGINT)
+            *_, last, done = lines
+        assert done == "data: [DONE]"
+        assert json.loads(last[6:])["choices"][0]["receipt"]["end"] == "time"
+        assert process.wait(60) == 128 + signal.SIGINT
+    assert "Traceback" not in "".join(said)
+
+
+@pytest.mark.runs
 def test_mixtures_and_adapted_weights_are_served_with_their_receipts(run, train, book, sample, quick_environment):
     assert train("--data", book, "--run", "other", "--seed", 1, flags=FLAGS).code == 0
     Path("long.txt").write_text("the cat sat on a mat\n" * 10)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import openai
 import pytest
+from builders import tiny_sampler
 from serving import served
 
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.receipts import read_receipt, replay
-from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.sampling.transforms import (
     Bias,
@@ -27,7 +26,6 @@ from jaxgen.sampling.transforms import (
     TypicalP,
 )
 from jaxgen.sampling.transforms.temperature import Linear
-from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import ByteTokenizer
 
 
@@ -209,9 +207,7 @@ def test_bodies_that_are_no_requests_are_refused(server, body):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_bytes_that_are_no_text_are_shown_and_kept(serve, stream):
-    task = LanguageTask.build(vocab_size=259, cell="elman", cell_options={}, hidden=8, layers=1)
-    normal, shapes = np.random.default_rng(3).normal, jax.eval_shape(task.init, jax.random.key(0))
-    sampler = Sampler(task, ByteTokenizer(), jax.tree.map(lambda a: jnp.asarray(normal(size=a.shape), a.dtype), shapes))
+    sampler = tiny_sampler(ByteTokenizer())
     (drawn,) = sampler.exact().samples("a", GenerationConfig(50, 1.0))
     raw = drawn.text.encode("utf-8", "surrogateescape")
     assert raw.decode("utf-8", "replace") != drawn.text
