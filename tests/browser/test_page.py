@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -10,6 +11,7 @@ import shlex
 import numpy as np
 import pytest
 from conftest import playwright
+from PIL import Image
 from serving import ENDLESS, folder_of_runs, run_server, served, train_answering, wait_until
 
 from jaxgen.colors import probability_color, signed_color
@@ -27,6 +29,13 @@ pytestmark = pytest.mark.browser
 expect = playwright.expect
 #: Text and background of each element of a coloured text.
 READ = """box => [...box.children].map(each => [each.textContent, getComputedStyle(each).backgroundColor])"""
+#: A file of these bytes as something that is dropped; the colour of a point of a canvas.
+DROPPED = """data => {
+    const bytes = Uint8Array.from(atob(data), each => each.charCodeAt(0)), transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], "image.png", { type: "image/png" }));
+    return transfer;
+}"""
+PIXEL = "canvas => [...canvas.getContext('2d').getImageData(15, 15, 1, 1).data].slice(0, 3)"
 TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n" * 3
 
 
@@ -346,9 +355,42 @@ def test_answers_of_a_classifier_and_a_captioner_are_shown(tmp_path, open_page):
         page.get_by_label("Inputs").fill("fish wave\nroad")
         page.get_by_role("button", name="Answer").click()
         expected = list(Predictor.load(tmp_path / "classify").predict(["fish wave", "road"]))
-        expect(page.locator("#answers h3")).to_have_text([each["label"] for each in expected])
+        expect(page.locator("#answers .answer")).to_have_text([each["label"] for each in expected])
         page.locator("#task-model").select_option("caption")
-        page.locator("#image").set_input_files(tmp_path / "photos" / "1.png")
+        captioner = Predictor.load(tmp_path / "caption")
+        for number in (1, 2):  # with the button, which the keyboard reaches too; and dropped
+            file = tmp_path / "photos" / f"{number}.png"
+            if number == 1:
+                page.locator("#image").set_input_files(file)
+            else:
+                data = base64.b64encode(file.read_bytes()).decode()
+                dropped = page.evaluate_handle(DROPPED, data)
+                page.locator("#task-image").dispatch_event("drop", {"dataTransfer": dropped})
+            (caption,) = captioner.predict([file])
+            expect(page.locator("#answers .answer")).to_have_text([caption["text"]])
+            looks = page.locator("#answers .looks figcaption")
+            expect(looks).to_have_text(captioner.attention(file).written)
+            pixels = page.locator("#answers canvas").first.evaluate(PIXEL)
+            assert tuple(pixels) == Image.open(file).resize((240, 240), Image.Resampling.NEAREST).getpixel((15, 15))[:3]
+        empty = page.evaluate_handle("new DataTransfer()")
+        page.locator("#task-image").dispatch_event("drop", {"dataTransfer": empty})
+        expect(page.get_by_role("alert")).to_contain_text("image")
+
+
+def test_a_translation_is_shown_with_its_attention(tmp_path, open_page, axe):
+    with run_server(train_answering(tmp_path, ("translate",))) as running:
+        page = open_page(running, viewport={"width": 360, "height": 740})
+        page.get_by_label("Inputs").fill("fish wave\n   \nroad")
         page.get_by_role("button", name="Answer").click()
-        (caption,) = Predictor.load(tmp_path / "caption").predict([tmp_path / "photos" / "1.png"])
-        expect(page.locator("#answers h3")).to_have_text([caption["text"]])
+        predictor = Predictor.load(tmp_path / "translate")
+        expected = list(predictor.predict(["fish wave", "road"]))
+        expect(page.locator("#answers .answer")).to_have_text([each["text"] for each in expected])
+        found = predictor.attention("road", number=1)
+        table = page.locator("#answers .attention").last
+        expect(table.locator("tbody th")).to_have_text(found.written)
+        expect(table.locator("thead th")).to_have_count(1 + len(found.source))
+        shown = table.locator("tbody td").evaluate_all("cells => cells.map(each => Number(each.textContent))")
+        np.testing.assert_allclose(shown, 100 * found.weights.ravel(), atol=0.6)
+        page.evaluate(axe)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("async () => (await axe.run()).violations.map(each => each.id)") == []
