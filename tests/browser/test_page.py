@@ -17,6 +17,7 @@ from serving import ENDLESS, folder_of_runs, run_server, served, train_answering
 from jaxgen.colors import probability_color, signed_color
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.inspection import clamped, inspect_text
+from jaxgen.inference.interpolation import interpolate_prompts
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
@@ -107,6 +108,7 @@ def test_an_alternative_begins_a_branch_and_undo_returns(server, sampler, open_p
     other = next(i for i, word in enumerate(words) if word != before[10][0])
     buttons.nth(other).press("Enter")
     expect(page.locator("#branches [aria-current]")).to_contain_text("token 10")
+    expect(output.locator(":focus")).to_have_class(re.compile("forced"))  # the keyboard goes on from there
     branched = finished(page)
     expected = sampler.sample(prefix + words[other], GenerationConfig(60, 0.8, 0))[0]
     assert "".join(text for text, _ in branched) == prefix + words[other] + expected
@@ -158,6 +160,41 @@ def test_three_temperatures_share_a_seed(server, sampler, open_page):
     expect(page.locator("#compare-stop")).to_be_disabled()
     texts = page.locator("#compared .tokens").all_text_contents()
     assert texts == ["ROMEO:" + sampler.sample("ROMEO:", GenerationConfig(40, t, 0))[0] for t in (0.3, 0.8)]
+
+
+def test_texts_between_two_prompts_are_those_of_the_command(server, sampler, open_page):
+    page = open_page(server)
+    for name, value in {"seed": 5, "max_tokens": 40}.items():
+        page.locator(f"#{name}").fill(str(value))
+    page.get_by_label("Keep it").check()
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#way-steps").fill("3")
+    page.get_by_role("button", name="Go the way").click()
+    expect(page.locator("#way .tokens")).to_have_count(3)
+    expect(page.locator("#way-stop")).to_be_disabled()
+    found = interpolate_prompts(sampler, "What is th", "I will no", GenerationConfig(40, 0.8, 5), steps=3)
+    assert page.locator("#way .tokens").all_text_contents() == found.texts
+    best = [sampler.tokenizer.decode([i]) for i in found.probabilities.argmax(axis=1).tolist()]
+    titles = page.locator("#way h3").all_text_contents()
+    assert [each.split("next ")[1].split()[0] for each in titles] == [word.replace(" ", "␣") for word in best]
+
+
+def test_tokens_that_are_parts_of_a_character_are_one(server, open_page):
+    page = open_page(server)
+    found = page.evaluate(
+        """async () => {
+            const { Fitting } = await import("/static/write.js"), fitting = new Fitting();
+            const token = (text) => ({ text, logp: -1, top: [] });
+            fitting.add("a", [token("a"), token("\\\\xc3")]);
+            fitting.take(9);
+            const before = fitting.tokens.length;
+            fitting.add("é\\\\x41b", [token("\\\\xa9"), token("\\\\x41b"), token("c")]);
+            fitting.take(9);
+            const tokens = fitting.tokens.map((each) => [each.text, each.logp]);
+            return [before, tokens, fitting.isStuck, fitting.waiting.length];
+        }"""
+    )
+    assert found == [1, [["a", -1], ["é", -2], ["\\x41b", -1]], False, 1]
 
 
 def test_bits_and_the_most_surprising_places_are_shown(server, sampler, open_page):
