@@ -101,8 +101,8 @@ def folder_of_runs(folder: Path) -> Path:
     return folder
 
 
-def train_answering(folder: Path) -> list[Served]:
-    """A classifier and a captioner, trained in ``folder`` for two steps."""
+def train_answering(folder: Path, tasks: tuple[str, ...] = ("classify", "caption")) -> list[Served]:
+    """A classifier, a captioner and on request a translator, trained in ``folder`` for two steps."""
     from jaxgen.cli.train import main as train
 
     rows = [("fish wave", "sea"), ("tree road", "land"), ("wave ship", "sea"), ("road hill", "land")] * 3
@@ -115,13 +115,16 @@ def train_answering(folder: Path) -> list[Served]:
     (folder / "photos" / "captions.csv").write_text("image,caption\n" + lines)
     small = "--cell elman --hidden 4 --batch-size 4 --steps 2 --eval-every 2 --devices 1"
     images = "--image-size 8 --patch 2 --widths 16 --blocks 0 --beam 0 --val-rows 1"
-    for task, data, flags in (
-        ("classify", "rows.csv", "--text-column text --label-column kind --val-rows 4"),
-        ("caption", "photos", images),
-    ):
+    known = {
+        "classify": ("rows.csv", "--text-column text --label-column kind --val-rows 4"),
+        "caption": ("photos", images),
+        "translate": ("rows.csv", "--source-column text --target-column kind --val-rows 4 --beam 0"),
+    }
+    for task in tasks:
+        data, flags = known[task]
         words = [task, "--data", str(folder / data), "--run", str(folder / task), *f"{small} {flags}".split()]
         assert train(words) == 0
     return [
         Served.of(task, task, lambda task=task: Loaded(None, Predictor.load(folder / task)), [folder / task])
-        for task in ("classify", "caption")
+        for task in tasks
     ]

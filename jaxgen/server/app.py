@@ -32,7 +32,7 @@ from jaxgen.inference.engine import BusyError, Engine, Event
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.inspection import Inspection, inspect_text
 from jaxgen.inference.next_token import distribution_steps
-from jaxgen.inference.predictor import DecodingConfig
+from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.state import interpolate, state_bytes
 from jaxgen.server.completions import (
@@ -69,6 +69,8 @@ RETRY_SECONDS = 5
 FAILED = "The server failed: its log says how."
 #: What a client is told of a body that is not even read as far as the place of its error.
 UNREADABLE = "The body is no JSON in UTF-8, is nested too deeply, or has a number of thousands of digits."
+#: The most inputs for which attention weights are returned.
+MAX_ATTENDED = 16
 #: The most tokens for which all units of an array are returned.
 MAX_SHOWN = 500
 
@@ -251,7 +253,12 @@ class Server:
         if predictor.task.ANSWER == "texts":
             length = min(body.max_tokens or predictor.codec.longest, self.limits.tokens)
             decoding = DecodingConfig(GenerationConfig(length, temperature=0.0), body.beam)
-        answers = list(predictor.predict(inputs, decoding))
+        answers: list[Json] = list(predictor.predict(inputs, decoding))  # type: ignore[arg-type]
+        if body.attention:
+            if len(inputs) > MAX_ATTENDED:
+                raise UsageError(f"Attention is returned for up to {MAX_ATTENDED} inputs: give fewer.")
+            for number, (source, answer) in enumerate(zip(inputs, answers)):
+                answer["attention"] = _attention(predictor, source, decoding, number)
         return {"object": "prediction", "model": served.name, "checkpoint": predictor.digest, "data": answers}
 
     def inspect(self, body: InspectRequest) -> Json:
@@ -312,7 +319,9 @@ class Server:
         """One model."""
         served = self.models.find(name)
         about = {"id": served.name, "object": "model", "created": served.created, "owned_by": "jaxgen"}
-        return {**about, "task": served.task, "checkpoint": served.current.checkpoint}
+        predictor = served.current.predictor
+        attends = {} if predictor is None else {"attention": predictor.has_attention}
+        return {**about, "task": served.task, "checkpoint": served.current.checkpoint, **attends}
 
     def _check_length(self, *texts: str) -> None:
         if sum(map(len, texts)) > self.limits.prompt:
@@ -571,6 +580,16 @@ def _inside(seen: Inspection, body: InspectRequest) -> Json:
         found["found"] = {"units": best, "score": units.score, "chance": units.chance, "verdict": units.verdict}
         found["found"]["is_telling"] = bool(units.is_telling)
     return found
+
+
+def _attention(predictor: Predictor, source: Any, decoding: DecodingConfig, number: int) -> Json:
+    """The attention weights of an answer: a row for each token, a column for each source position.
+
+    Of a ``grid`` the positions are the squares of the image, row by row.
+    """
+    found = predictor.attention(source, decoding, number)
+    weights = [[round(float(value), 4) for value in row] for row in found.weights]
+    return {"written": found.written, "source": found.source, "weights": weights, "grid": found.is_grid}
 
 
 def _plain(value: Any) -> Any:

@@ -134,6 +134,8 @@ class PredictRequest(Body):
     """The width of beam search. 0: greedy."""
     max_tokens: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """The largest number of tokens of an answer."""
+    attention: bool = False
+    """Return the attention weights of each answer too, of up to 16 inputs; for models with attention."""
 
 
 class InspectRequest(Drawing):

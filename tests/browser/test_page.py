@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -10,11 +11,13 @@ import shlex
 import numpy as np
 import pytest
 from conftest import playwright
+from PIL import Image
 from serving import ENDLESS, folder_of_runs, run_server, served, train_answering, wait_until
 
 from jaxgen.colors import probability_color, signed_color
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.inspection import clamped, inspect_text
+from jaxgen.inference.interpolation import interpolate_prompts
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
@@ -27,6 +30,13 @@ pytestmark = pytest.mark.browser
 expect = playwright.expect
 #: Text and background of each element of a coloured text.
 READ = """box => [...box.children].map(each => [each.textContent, getComputedStyle(each).backgroundColor])"""
+#: A file of these bytes as something that is dropped; the colour of a point of a canvas.
+DROPPED = """data => {
+    const bytes = Uint8Array.from(atob(data), each => each.charCodeAt(0)), transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], "image.png", { type: "image/png" }));
+    return transfer;
+}"""
+PIXEL = "canvas => [...canvas.getContext('2d').getImageData(15, 15, 1, 1).data].slice(0, 3)"
 TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n" * 3
 
 
@@ -98,6 +108,7 @@ def test_an_alternative_begins_a_branch_and_undo_returns(server, sampler, open_p
     other = next(i for i, word in enumerate(words) if word != before[10][0])
     buttons.nth(other).press("Enter")
     expect(page.locator("#branches [aria-current]")).to_contain_text("token 10")
+    expect(output.locator(":focus")).to_have_class(re.compile("forced"))  # the keyboard goes on from there
     branched = finished(page)
     expected = sampler.sample(prefix + words[other], GenerationConfig(60, 0.8, 0))[0]
     assert "".join(text for text, _ in branched) == prefix + words[other] + expected
@@ -149,6 +160,41 @@ def test_three_temperatures_share_a_seed(server, sampler, open_page):
     expect(page.locator("#compare-stop")).to_be_disabled()
     texts = page.locator("#compared .tokens").all_text_contents()
     assert texts == ["ROMEO:" + sampler.sample("ROMEO:", GenerationConfig(40, t, 0))[0] for t in (0.3, 0.8)]
+
+
+def test_texts_between_two_prompts_are_those_of_the_command(server, sampler, open_page):
+    page = open_page(server)
+    for name, value in {"seed": 5, "max_tokens": 40}.items():
+        page.locator(f"#{name}").fill(str(value))
+    page.get_by_label("Keep it").check()
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#way-steps").fill("3")
+    page.get_by_role("button", name="Go the way").click()
+    expect(page.locator("#way .tokens")).to_have_count(3)
+    expect(page.locator("#way-stop")).to_be_disabled()
+    found = interpolate_prompts(sampler, "What is th", "I will no", GenerationConfig(40, 0.8, 5), steps=3)
+    assert page.locator("#way .tokens").all_text_contents() == found.texts
+    best = [sampler.tokenizer.decode([i]) for i in found.probabilities.argmax(axis=1).tolist()]
+    titles = page.locator("#way h3").all_text_contents()
+    assert [each.split("next ")[1].split()[0] for each in titles] == [word.replace(" ", "␣") for word in best]
+
+
+def test_tokens_that_are_parts_of_a_character_are_one(server, open_page):
+    page = open_page(server)
+    found = page.evaluate(
+        """async () => {
+            const { Fitting } = await import("/static/write.js"), fitting = new Fitting();
+            const token = (text) => ({ text, logp: -1, top: [] });
+            fitting.add("a", [token("a"), token("\\\\xc3")]);
+            fitting.take(9);
+            const before = fitting.tokens.length;
+            fitting.add("é\\\\x41b", [token("\\\\xa9"), token("\\\\x41b"), token("c")]);
+            fitting.take(9);
+            const tokens = fitting.tokens.map((each) => [each.text, each.logp]);
+            return [before, tokens, fitting.isStuck, fitting.waiting.length];
+        }"""
+    )
+    assert found == [1, [["a", -1], ["é", -2], ["\\x41b", -1]], False, 1]
 
 
 def test_bits_and_the_most_surprising_places_are_shown(server, sampler, open_page):
@@ -346,9 +392,42 @@ def test_answers_of_a_classifier_and_a_captioner_are_shown(tmp_path, open_page):
         page.get_by_label("Inputs").fill("fish wave\nroad")
         page.get_by_role("button", name="Answer").click()
         expected = list(Predictor.load(tmp_path / "classify").predict(["fish wave", "road"]))
-        expect(page.locator("#answers h3")).to_have_text([each["label"] for each in expected])
+        expect(page.locator("#answers .answer")).to_have_text([each["label"] for each in expected])
         page.locator("#task-model").select_option("caption")
-        page.locator("#image").set_input_files(tmp_path / "photos" / "1.png")
+        captioner = Predictor.load(tmp_path / "caption")
+        for number in (1, 2):  # with the button, which the keyboard reaches too; and dropped
+            file = tmp_path / "photos" / f"{number}.png"
+            if number == 1:
+                page.locator("#image").set_input_files(file)
+            else:
+                data = base64.b64encode(file.read_bytes()).decode()
+                dropped = page.evaluate_handle(DROPPED, data)
+                page.locator("#task-image").dispatch_event("drop", {"dataTransfer": dropped})
+            (caption,) = captioner.predict([file])
+            expect(page.locator("#answers .answer")).to_have_text([caption["text"]])
+            looks = page.locator("#answers .looks figcaption")
+            expect(looks).to_have_text(captioner.attention(file).written)
+            pixels = page.locator("#answers canvas").first.evaluate(PIXEL)
+            assert tuple(pixels) == Image.open(file).resize((240, 240), Image.Resampling.NEAREST).getpixel((15, 15))[:3]
+        empty = page.evaluate_handle("new DataTransfer()")
+        page.locator("#task-image").dispatch_event("drop", {"dataTransfer": empty})
+        expect(page.get_by_role("alert")).to_contain_text("image")
+
+
+def test_a_translation_is_shown_with_its_attention(tmp_path, open_page, axe):
+    with run_server(train_answering(tmp_path, ("translate",))) as running:
+        page = open_page(running, viewport={"width": 360, "height": 740})
+        page.get_by_label("Inputs").fill("fish wave\n   \nroad")
         page.get_by_role("button", name="Answer").click()
-        (caption,) = Predictor.load(tmp_path / "caption").predict([tmp_path / "photos" / "1.png"])
-        expect(page.locator("#answers h3")).to_have_text([caption["text"]])
+        predictor = Predictor.load(tmp_path / "translate")
+        expected = list(predictor.predict(["fish wave", "road"]))
+        expect(page.locator("#answers .answer")).to_have_text([each["text"] for each in expected])
+        found = predictor.attention("road", number=1)
+        table = page.locator("#answers .attention").last
+        expect(table.locator("tbody th")).to_have_text(found.written)
+        expect(table.locator("thead th")).to_have_count(1 + len(found.source))
+        shown = table.locator("tbody td").evaluate_all("cells => cells.map(each => Number(each.textContent))")
+        np.testing.assert_allclose(shown, 100 * found.weights.ravel(), atol=0.6)
+        page.evaluate(axe)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("async () => (await axe.run()).violations.map(each => each.id)") == []

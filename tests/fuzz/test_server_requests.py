@@ -67,7 +67,7 @@ def values(schema: dict[str, Any], parts: dict[str, Any], depth: int = 0) -> st.
 
 @pytest.fixture(scope="module", params=["char", "byte"])
 def server(request):
-    sampler = tiny_sampler(ByteTokenizer() if request.param == "byte" else None)
+    sampler = tiny_sampler(tokenizer=ByteTokenizer() if request.param == "byte" else None)
     with run_server([served(sampler)], Limits(prompt=500, texts=6, tokens=40, seconds=60)) as running:
         yield running
 

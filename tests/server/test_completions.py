@@ -207,7 +207,7 @@ def test_bodies_that_are_no_requests_are_refused(server, body):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_bytes_that_are_no_text_are_shown_and_kept(serve, stream):
-    sampler = tiny_sampler(ByteTokenizer())
+    sampler = tiny_sampler(tokenizer=ByteTokenizer())
     (drawn,) = sampler.exact().samples("a", GenerationConfig(50, 1.0))
     raw = drawn.text.encode("utf-8", "surrogateescape")
     assert raw.decode("utf-8", "replace") != drawn.text

@@ -276,6 +276,21 @@ def test_an_image_is_captioned(answering):
     assert running.post("/v1/predict", model="classify").status_code == 400
 
 
+def test_attention_is_returned_for_few_inputs_of_a_model_that_has_it(answering):
+    running, folder = answering
+    models = {each["id"]: each for each in running.http.get("/v1/models").json()["data"]}
+    assert (models["caption"]["attention"], models["classify"]["attention"]) == (True, False)
+    file = folder / "photos" / "1.png"
+    data = base64.b64encode(file.read_bytes()).decode()
+    (found,) = running.post("/v1/predict", model="caption", image=data, attention=True).json()["data"]
+    expected = Predictor.load(folder / "caption").attention(file)
+    assert found["attention"]["written"] == expected.written
+    assert found["attention"]["grid"] == expected.is_grid
+    np.testing.assert_allclose(found["attention"]["weights"], expected.weights, atol=6e-5)
+    for wrong in ({"input": "a"}, {"input": ["a"] * 17}):
+        assert running.post("/v1/predict", model="classify", attention=True, **wrong).status_code == 400
+
+
 @pytest.fixture(scope="module")
 def shakespeare(serve):
     """A server of the model of the documents."""

@@ -79,7 +79,9 @@ export class Tokens {
     this.pinned = -1;
   }
 
-  add(tokens) {
+  // Adds tokens. `follow`: a box that shows its end goes on to show it.
+  add(tokens, follow = false) {
+    const atEnd = follow && this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40;
     for (const token of tokens) {
       const element = make("span", { textContent: visible(token.text), title: token.title ?? "", className: token.forced ? "forced" : "" });
       if (token.color) {
@@ -91,6 +93,7 @@ export class Tokens {
       }
       this.box.append(element);
     }
+    if (atEnd) this.box.scrollTop = this.box.scrollHeight;
   }
 
   focus(i) {
