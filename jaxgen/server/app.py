@@ -65,6 +65,8 @@ _LOG = logging.getLogger("jaxgen.server")
 STATIC = Path(__file__).parent / "static"
 #: Seconds after which a client should try again while the server shuts down.
 RETRY_SECONDS = 5
+#: Texts of more tokens become a response in a thread.
+MAX_TOKENS_HERE = 5_000
 #: What a client is told of an error that is not its own.
 FAILED = "The server failed: its log says how."
 #: What a client is told of a body that is not even read as far as the place of its error.
@@ -203,8 +205,9 @@ class Server:
             yield _sent(error_body(FAILED, 500))
 
     async def _maybe_compute(self, completion: Completion, function: Callable[[], Any]) -> Any:
-        """Call ``function``: here, unless it computes probabilities."""
-        if completion.body.logprobs is None:
+        """Call ``function``: here, unless it computes probabilities or has long texts, which others would wait for."""
+        is_long = not completion.body.stream and completion.completion_tokens > MAX_TOKENS_HERE
+        if completion.body.logprobs is None and not is_long:
             return function()
         async with self._probabilities:
             return await anyio.to_thread.run_sync(function)

@@ -18,7 +18,7 @@ from jaxgen.inference.receipts import StateFile, StateOrigin, exact_text, receip
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import StateScorer, TokenScores
 from jaxgen.inference.state import DecoderState
-from jaxgen.inference.text_stream import Chunk, Sample, collect, select_best
+from jaxgen.inference.text_stream import Chunk, Sample, collect, joined, select_best
 from jaxgen.sampling.transforms import (
     Bias,
     Forbid,
@@ -252,11 +252,11 @@ class Completion:
         texts = dict.fromkeys(text for place, event in events for text in self.read(place, event))
         choices = []
         for text in texts:
-            begins, chunk = text.sent == 0, _whole(text.chunks[text.sent :])
+            begins, chunk = text.sent == 0, joined(text.chunks[text.sent :])
             text.sent = len(text.chunks)
             about: Json = {}
             if chunk.last:
-                (sample,) = collect(iter([_whole(text.chunks)]), self.sampler.tokenizer)
+                (sample,) = collect(iter(text.chunks), self.sampler.tokenizer)
                 about = {"receipt": self._receipt(text, sample)}
             choices.append(self._choice(text, text.number, chunk, begins, about))
         return choices
@@ -266,7 +266,7 @@ class Completion:
         found = []
         for place in range(len(self.requests)):
             texts = [text for (at, _), text in self.texts.items() if at == place]
-            samples = [next(collect(iter([_whole(text.chunks)]), self.sampler.tokenizer)) for text in texts]
+            samples = [next(collect(iter(text.chunks), self.sampler.tokenizer)) for text in texts]
             if self.drawn > self.number:
                 samples = select_best(samples, self.number)
             for rank, sample in enumerate(samples):
@@ -343,10 +343,3 @@ class Completion:
         """Tokens that were read and drawn."""
         read, drawn = self.prompt_tokens, self.completion_tokens
         return {"prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn}
-
-
-def _whole(chunks: list[Chunk]) -> Chunk:
-    """The chunks of one sample as one."""
-    text = "".join(chunk.text for chunk in chunks)
-    tokens, logp = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("tokens", "logp"))
-    return Chunk(chunks[0].index, text, tokens, logp, chunks[-1].end)
