@@ -684,19 +684,21 @@ def check_every_form_equals_the_plain_scan_over_4096_steps(s: Subject) -> None:
     compare_forms(s, LONG)
 
 
-def lower_training_and_decoding(task: LanguageTask, platforms: Sequence[str] = ("cuda", "tpu")) -> None:
+def lower_training_and_decoding(
+    task: LanguageTask, platforms: Sequence[str] = ("cuda", "tpu"), rows: int = B, steps: int = T
+) -> None:
     """Lower a training step and a decoding step of ``task`` for platforms whose devices need not be there."""
     optimizer = make_optimizer("adamw", optax.constant_schedule(0.01))
-    batch = Batch(*(np.zeros((B, T), dtype) for dtype in (np.int32, np.int32, bool, bool)))
-    key, token = jax.random.key(0), np.zeros(B, np.int32)
+    batch = Batch(*(np.zeros((rows, steps), dtype) for dtype in (np.int32, np.int32, bool, bool)))
+    key, token = jax.random.key(0), np.zeros(rows, np.int32)
 
     def decode(params, carry, token):
         return task.step(task.prepare(params), carry, token)
 
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam computes float ** int
-        state = jax.eval_shape(lambda: create_state(task, optimizer, key, B))
-        steps = jax.jit(partial(train_step, task, optimizer)).trace(key, state, batch)
-        steps.lower(lowering_platforms=tuple(platforms))
+        state = jax.eval_shape(lambda: create_state(task, optimizer, key, rows))
+        training = jax.jit(partial(train_step, task, optimizer)).trace(key, state, batch)
+        training.lower(lowering_platforms=tuple(platforms))
         jax.jit(decode).trace(state.params, state.carry, token).lower(lowering_platforms=tuple(platforms))
 
 
