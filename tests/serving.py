@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from PIL import Image
 from jaxgen.inference.engine import Engine
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
+from jaxgen.runs.directory import PRETRAINED, SWEEP
 from jaxgen.server.app import Server, create_app
 from jaxgen.server.completions import Limits
 from jaxgen.server.listen import open_socket
@@ -55,10 +57,16 @@ class Running:
 
 @contextlib.contextmanager
 def run_server(
-    models: list[Served], limits: Limits | None = None, rows: int = 32, waiting: int = 1_000, **options: Any
+    models: list[Served],
+    limits: Limits | None = None,
+    rows: int = 32,
+    waiting: int = 1_000,
+    runs: Path = Path("no-such-folder"),
+    **options: Any,
 ) -> Iterator[Running]:
     engine = Engine(rows=rows, waiting=waiting)
-    shared = Server(Models(models, engine, 0, print), engine, limits or Limits(prompt=2_000, texts=16, tokens=2_000))
+    limits = limits or Limits(prompt=2_000, texts=16, tokens=2_000)
+    shared = Server(Models(models, engine, 0, print), engine, limits, runs)
     app = create_app(shared, **options)
     with open_socket("127.0.0.1", 0) as socket:
         config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)
@@ -82,8 +90,19 @@ def served(sampler: Sampler, name: str = "tiny") -> Served:
     return Served.of(name, "language", lambda: Loaded(sampler), [])
 
 
-def train_answering(folder: Path) -> list[Served]:
-    """A classifier and a captioner, trained in ``folder`` for two steps."""
+def folder_of_runs(folder: Path) -> Path:
+    """A folder with two copies of the pretrained run, one of them inside a sweep, and with what is no run."""
+    for name in ("first", "sweep/second"):
+        shutil.copytree(PRETRAINED / "shakespeare", folder / name)
+    (folder / "sweep" / SWEEP).write_text("{}")
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "config.json").write_text("{}")
+    (folder / "empty").mkdir()
+    return folder
+
+
+def train_answering(folder: Path, tasks: tuple[str, ...] = ("classify", "caption")) -> list[Served]:
+    """A classifier, a captioner and on request a translator, trained in ``folder`` for two steps."""
     from jaxgen.cli.train import main as train
 
     rows = [("fish wave", "sea"), ("tree road", "land"), ("wave ship", "sea"), ("road hill", "land")] * 3
@@ -96,13 +115,16 @@ def train_answering(folder: Path) -> list[Served]:
     (folder / "photos" / "captions.csv").write_text("image,caption\n" + lines)
     small = "--cell elman --hidden 4 --batch-size 4 --steps 2 --eval-every 2 --devices 1"
     images = "--image-size 8 --patch 2 --widths 16 --blocks 0 --beam 0 --val-rows 1"
-    for task, data, flags in (
-        ("classify", "rows.csv", "--text-column text --label-column kind --val-rows 4"),
-        ("caption", "photos", images),
-    ):
+    known = {
+        "classify": ("rows.csv", "--text-column text --label-column kind --val-rows 4"),
+        "caption": ("photos", images),
+        "translate": ("rows.csv", "--source-column text --target-column kind --val-rows 4 --beam 0"),
+    }
+    for task in tasks:
+        data, flags = known[task]
         words = [task, "--data", str(folder / data), "--run", str(folder / task), *f"{small} {flags}".split()]
         assert train(words) == 0
     return [
         Served.of(task, task, lambda task=task: Loaded(None, Predictor.load(folder / task)), [folder / task])
-        for task in ("classify", "caption")
+        for task in tasks
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxgen import colors
+from jaxgen import colors, plots
 
 STATIC = Path(colors.__file__).parent / "server" / "static"
 FILES = sorted(STATIC.iterdir())
@@ -44,4 +44,6 @@ def test_the_colours_are_those_of_the_project():
     for name in ("NEGATIVE", "NEUTRAL", "POSITIVE", "UNKNOWN"):
         found = ast.literal_eval(re.search(rf"\b{name} = (\[[^\]]*\])", text)[1])
         assert tuple(found) == getattr(colors, name)
+    cycle = re.search(r"CYCLE = (\[[^\]]*\])", (STATIC / "charts.js").read_text(encoding="utf-8"))
+    assert tuple(ast.literal_eval(cycle[1])) == plots.THEMES["light"].cycle
     assert int(re.search(r"LOWEST = (-\d+)", text)[1]) == colors.LOWEST

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, run_command, write_out
 from jaxgen.cli.flags import Flag, load_plugins, parse
-from jaxgen.cli.runs import describe
 from jaxgen.errors import UsageError, counted
 from jaxgen.fsutil import check_output, write_output
 
@@ -92,6 +91,8 @@ def label(runs: Sequence[LoadedRun], different: Mapping[str, Any]) -> str:
 
 def table(groups: Sequence[Sequence[LoadedRun]]) -> str:
     """A line for each group: where it differs, the best figure with its spread, and parameters."""
+    from jaxgen.inference.run_facts import describe
+
     different = differences(groups)
     names = [*different[0]]
     metric = describe(groups[0][0].directory)["metric"]

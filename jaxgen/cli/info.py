@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import run_command, write_out
 from jaxgen.cli.flags import Flag, load_plugins, parse
-from jaxgen.cli.runs import describe
 
 if TYPE_CHECKING:
     from jaxgen.inference.loading import LoadedRun
@@ -36,6 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def info(args: list[str]) -> None:
     """Parse ``args`` and print what is known of the run that they name."""
     from jaxgen.inference.loading import LoadedRun
+    from jaxgen.inference.run_facts import describe
     from jaxgen.runtime import need_backend
 
     args = load_plugins(args)

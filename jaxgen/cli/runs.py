@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import log, one_line, run_command, write_out
 from jaxgen.cli.flags import Flag, Needs, check_flags, load_plugins, parse
 from jaxgen.errors import CheckpointError, UsageError, counted
-
-if TYPE_CHECKING:
-    from jaxgen.runs.directory import RunDirectory
 
 DESCRIPTION = """List the runs in a folder: task, data, model, best figure, steps, date and size.
 
@@ -91,6 +86,7 @@ def list_runs(args: list[str]) -> None:
 
 def described(folder: Path) -> list[dict[str, Any]]:
     """What is known of each run in a folder; those that are damaged are named on standard error."""
+    from jaxgen.inference.run_facts import describe
     from jaxgen.runs.directory import RunDirectory
 
     if RunDirectory(folder).exists():
@@ -145,6 +141,7 @@ def prune(folders: Sequence[Path], keep: int | None, really: bool, as_json: bool
         UsageError: A run that is named cannot be removed.
         CheckpointError: A folder cannot be listed, or the system refuses.
     """
+    from jaxgen.inference.run_facts import size
     from jaxgen.runs.directory import RunDirectory, is_unfinished_start
     from jaxgen.runs.removal import remove_run, why_kept
 
@@ -196,57 +193,3 @@ def unwanted(folder: Path, keep: int | None) -> list[dict[str, Any]]:
         for place, run in enumerate(runs[keep:], 1 + (keep or 0)):
             found.append({"run": run["run"], "why": f"place {place} of {len(runs)}: {COLUMNS['best'](run)}"})
     return found
-
-
-def describe(directory: RunDirectory) -> dict[str, Any]:
-    """What is known of a run without its weights. Raises ``CheckpointError`` if its files are damaged."""
-    from jaxgen.runs.checkpoints import CheckpointStore
-    from jaxgen.runs.config import read_config
-    from jaxgen.runs.logs import MetricsLog
-    from jaxgen.tasks.registry import DATA
-
-    saved = read_config(directory)
-    try:
-        config, resolved, data = saved["config"], saved["resolved"], DATA[saved["task"]]
-        rows, metric = MetricsLog(directory.metrics_path).read(), data.METRIC
-        values = [row[metric.name] for row in rows if isinstance(row.get(metric.name), float)]
-        written = max(path.stat().st_mtime for path in (directory.config_path, directory.metrics_path) if path.exists())
-        return {
-            "run": str(directory),
-            "task": str(saved["task"]),
-            "data": str(resolved["data"]["name"]),
-            "sha256": str(resolved["data"]["sha256"]),
-            "tokenizer": str(resolved["tokenizer"]),
-            "validation": json.dumps({name: value for name, value in config.items() if name.startswith("val_")}),
-            "model": network(config),
-            "parameters": int(resolved["parameters"]),
-            "metric": metric.name,
-            "best": (max if metric.higher_is_better else min)(values, default=None),
-            "step": int(rows[-1]["step"]) if rows else 0,
-            "steps": int(resolved["steps"]),
-            "saved": CheckpointStore(directory.checkpoints_path).latest() or 0,
-            "date": datetime.fromtimestamp(written).isoformat(timespec="seconds"),
-            "bytes": size(directory.path),
-        }
-    except OSError as error:
-        raise CheckpointError(f"{directory} cannot be read: {error.strerror}.") from None
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise CheckpointError(
-            f"{directory} does not describe a run of this version of jaxgen, or needs a --plugin."
-        ) from None
-
-
-def network(config: Mapping[str, Any]) -> str:
-    """The model of a run in a few words, from its settings."""
-    if config["model"] != "rnn":
-        return str(config["model"])
-    return f"{config.get('layers_pattern') or config['cell']} {config['layers']}x{config['hidden']}"
-
-
-def size(folder: Path) -> int:
-    """The bytes of the files in a folder; a training process may remove some meanwhile."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total

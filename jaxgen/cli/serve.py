@@ -49,6 +49,8 @@ class ServeConfig(AdaptationConfig, MixtureFlags):
     """Folders of the runs. Default: the newest language model. Requests name one by its folder's name."""
     adapt_to: str | None = None
     """Read this text file before each prompt, and adapt the weights to it, as sample.py --adapt-to."""
+    runs: Annotated[str, Field(min_length=1)] = "runs"
+    """A folder: the page shows the curves of the runs in it."""
     reload: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     """Look for a new best checkpoint every so many seconds; 0: never."""
 
@@ -140,7 +142,7 @@ def run_server(config: ServeConfig, key: str | None, local: bool) -> None:
         models = Models(served, engine, config.reload, log)
         warm_up(models, engine, config.block)
         app = create_app(
-            Server(models, engine, limits),
+            Server(models, engine, limits, config.runs),
             api_key=key,
             local=local,
             origins=config.allow_origin,
@@ -149,7 +151,10 @@ def run_server(config: ServeConfig, key: str | None, local: bool) -> None:
         address, port = socket.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         log(f"Serving {', '.join(models.by_name)} on http://{shown}:{port}")
-        listen(app, socket, engine, finish=config.shutdown == "finish", grace=config.grace)
+        try:
+            listen(app, socket, engine, finish=config.shutdown == "finish", grace=config.grace)
+        finally:
+            models.close()
 
 
 def open_models(config: ServeConfig) -> list[Served]:

@@ -121,7 +121,9 @@ class Predictor(TrainedModel):
             UsageError: The task of the run answers no inputs.
         """
         saved = LoadedRun.open(run, "predict")
-        predictor = cls(saved.task, saved.codec, saved.params()[1])
+        _, params, digest = saved.params_and_digest()
+        predictor = cls(saved.task, saved.codec, params)
+        predictor.digest = digest
         predictor.input_columns = getattr(saved.config, "input_columns", None)
         given = getattr(saved.config, "header", "auto")
         predictor.header = saved.resolved.get("header") if given == "auto" else given
@@ -229,6 +231,11 @@ class Predictor(TrainedModel):
         # ``fsum`` is exact, so that the number of padded steps does not matter.
         return [_decoded_text(tokens[row], math.fsum(logp[row])) for row in range(count)]
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether answers are texts, written with attention to the input."""
+        return bool(self.task.ANSWER == "texts" and self.task.model.decoder.attention != "none")
+
     def attention(self, source: Source, decoding: DecodingConfig | None = None, number: int = 0) -> AttentionMap:
         """The attention weights while the model generates the text for an input, <eos> included.
 
@@ -240,7 +247,7 @@ class Predictor(TrainedModel):
         Raises:
             UsageError: The model has no attention.
         """
-        if self.task.ANSWER != "texts" or self.task.model.decoder.attention == "none":
+        if not self.has_attention:
             raise UsageError(
                 "This model has no attention: it can be drawn for runs of the tasks translate and caption with an "
                 '--attention other than "none".'

@@ -19,6 +19,7 @@ from jaxgen.fsutil import StrictModel, file_sha256
 from jaxgen.inference.adaptation import Adaptation
 from jaxgen.inference.beam_search import BeamConfig, Hypothesis, beam
 from jaxgen.inference.generation_config import GenerationConfig, transform_from_json, transform_to_json
+from jaxgen.inference.inspection import clamped
 from jaxgen.inference.mixture import Mixture
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
@@ -97,6 +98,8 @@ class Receipt(StrictModel, extra="ignore"):
     adapted_to: AdaptedTo | None = None
     #: The runs of a mixture, and their weights.
     mix: Mixture | None = None
+    #: Units that were held, and their values.
+    clamp: dict[str, Number] = {}
     #: The bytes of a prompt that is not UTF-8, in hexadecimal.
     prompt_bytes: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")] | None = None
     versions: dict[str, object] = {}
@@ -307,7 +310,8 @@ def replay(sampler: Sampler, saved: SampleReceipt | BeamReceipt, where: str = "t
     prompt = {"prompt": text, "state": state, "unk": saved.unk}
     sampler = sampler.exact()  # a stop string may have bytes that are not UTF-8
     try:
-        sampler = _with_recorded_condition(sampler, saved)
+        held: dict[Any, float] = dict(saved.clamp)
+        sampler = _with_recorded_condition(clamped(sampler, held) if held else sampler, saved)
         if saved.adapted_to is not None:
             prompt["state"] = saved.adapted_to.adapt(sampler, state)
         if isinstance(saved, BeamReceipt):

@@ -135,6 +135,8 @@ class Sampler(TrainedModel):
         self.plugins: list[dict[str, Any]] = []
         #: The runs that are mixed, and their weights, if there are several (``jaxgen.mix``).
         self.mixture: dict[str, Any] | None = None
+        #: The values at which units are held (``inspection.clamped``), for receipts.
+        self.held: dict[str, float] = {}
         #: What becomes of bytes that are not UTF-8 in texts; see ``exact``.
         self.errors = "replace"
 
@@ -211,9 +213,11 @@ class Sampler(TrainedModel):
         return [] if None in folders else [str(folder) for folder in folders]
 
     def origin(self) -> dict[str, object]:
-        """The run and checkpoint, and the runs of a mixture with theirs, as JSON values."""
+        """The run and checkpoint, the runs of a mixture with theirs, and units that are held, as JSON values."""
         mixed = {} if self.mixture is None else {"mix": self.mixture}
-        return {"run": None if self.directory is None else str(self.directory), "checkpoint": self.digest, **mixed}
+        held = {"clamp": self.held} if self.held else {}
+        run = None if self.directory is None else str(self.directory)
+        return {"run": run, "checkpoint": self.digest, **mixed, **held}
 
     def _about(self) -> str:
         condition = "" if self.condition is None else f", {self.condition}"

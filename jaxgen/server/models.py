@@ -6,17 +6,22 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from jaxgen.errors import CheckpointError, DataError, JaxgenError, UsageError, listed
+from jaxgen.errors import JaxgenError, UsageError, listed
 from jaxgen.inference.engine import Engine
+from jaxgen.inference.inspection import clamped
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.receipts import StateOrigin
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
+
+#: How many models with held units are kept.
+MAX_HELD = 4
 
 
 class NotFoundError(JaxgenError):
@@ -53,6 +58,7 @@ class Served:
     current: Loaded
     created: int
     versions: tuple[object, ...]
+    problem: str = ""  # why it could not be loaded anew
 
     @classmethod
     def of(cls, name: str, task: str, load: Callable[[], Loaded], runs: Sequence[Path]) -> Served:
@@ -68,7 +74,7 @@ class Served:
         former, self.current = self.current, self.load()
         self.versions, self.created = versions, int(time.time())
         if former.sampler is not None:
-            engine.forget(former.sampler)
+            engine.forget(former.sampler, former.before)
         return True
 
 
@@ -101,6 +107,9 @@ class Models:
             raise UsageError(f"Two runs are called {twice!r}: rename the folder of one of them.")
         self._engine, self._note, self._ended = engine, note, threading.Event()
         self._thread: threading.Thread | None = None
+        #: Samplers with units held at values, each behind the one that it was made of.
+        self._held: OrderedDict[Any, tuple[Sampler, Sampler]] = OrderedDict()
+        self._held_lock = threading.Lock()
         if seconds:
             self._thread = threading.Thread(target=self._watch, args=(seconds,), name="jaxgen-reload", daemon=True)
             self._thread.start()
@@ -123,6 +132,19 @@ class Models:
             raise UsageError(f"The model {served.name!r} answers inputs, of the task {served.task}: use /v1/predict.")
         return served, loaded, loaded.sampler
 
+    def clamped(self, sampler: Sampler, values: Mapping[Any, float]) -> Sampler:
+        """The sampler with units held at values; those used last are kept compiled. Raises ``UsageError``."""
+        name = id(sampler), tuple(sorted(values.items()))
+        with self._held_lock:
+            kept = self._held.pop(name, None)
+            if kept is None or kept[0] is not sampler:
+                kept = sampler, clamped(sampler, values)
+            self._held[name] = kept  # the last
+            while len(self._held) > MAX_HELD:
+                _, (_, dropped) = self._held.popitem(last=False)
+                self._engine.forget(dropped)
+        return kept[1]
+
     def predictor(self, name: str | None) -> tuple[Served, Predictor]:
         """A model that answers inputs. Raises ``UsageError`` for another one."""
         if name is None:
@@ -140,8 +162,12 @@ class Models:
             try:
                 if served.reload(self._engine):
                     self._note(f"{served.name}: checkpoint {served.current.checkpoint} is loaded.")
-            except (CheckpointError, DataError, UsageError) as error:
-                self._note(f"{served.name} cannot be loaded anew: {error}")
+                served.problem = ""
+            except Exception as error:  # whatever a folder holds in the middle of a change, the next look may succeed
+                problem = f"{served.name} cannot be loaded anew: {error}"
+                if problem != served.problem:
+                    self._note(problem)
+                served.problem = problem
 
     def close(self) -> None:
         """Stop looking for new checkpoints."""

@@ -75,6 +75,8 @@ class Drawing(Condition):
     """What to do with characters of the prompt that are not in the vocabulary."""
     state: Name | None = None
     """The id of a state, after which the prompt is read."""
+    clamp: Annotated[dict[Name, Finite], Field(max_length=64)] | None = None
+    """Hold these units at values while the model reads and draws, for example {"0:c:17": 2.0}."""
 
 
 class CompletionRequest(Drawing):
@@ -132,6 +134,8 @@ class PredictRequest(Body):
     """The width of beam search. 0: greedy."""
     max_tokens: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """The largest number of tokens of an answer."""
+    attention: bool = False
+    """Return the attention weights of each answer too, of up to 16 inputs; for models with attention."""
 
 
 class InspectRequest(Drawing):

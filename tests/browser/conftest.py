@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Running, run_server, served
+from serving import Running, folder_of_runs, run_server, served
 
 from jaxgen.inference.sampler import Sampler
 from jaxgen.server.completions import Limits
@@ -26,9 +26,9 @@ def sampler() -> Sampler:
 
 
 @pytest.fixture(scope="session")
-def server(sampler: Sampler) -> Iterator[Running]:
-    limits = Limits(prompt=2_000, texts=4, tokens=50_000)
-    with run_server([served(sampler, "shakespeare")], limits) as running:
+def server(sampler: Sampler, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    runs = folder_of_runs(tmp_path_factory.mktemp("studio") / "runs")
+    with run_server([served(sampler, "shakespeare")], Limits(prompt=2_000, texts=4), runs=runs) as running:
         yield running
 
 

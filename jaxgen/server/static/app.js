@@ -2,6 +2,7 @@
 
 import { $, fail, guarded, request } from "./api.js";
 import * as reading from "./reading.js";
+import * as runs from "./runs.js";
 import * as tasks from "./tasks.js";
 import { make, probabilityLegend } from "./tokens.js";
 import * as write from "./write.js";
@@ -15,6 +16,7 @@ function choose(tab) {
     $(each.getAttribute("aria-controls")).hidden = each !== tab;
   }
   fail(null);
+  runs.watch(tab.id === "tab-runs");
 }
 
 for (const tab of tabs) {
@@ -35,14 +37,17 @@ for (const button of document.querySelectorAll(".take")) {
 document.querySelectorAll(".scale").forEach(probabilityLegend);
 write.setUp();
 reading.setUp();
+runs.setUp();
 
 guarded(async () => {
   const { data } = await (await request("v1/models")).json();
   const writers = data.filter((each) => each.task === "language"), others = data.filter((each) => each.task !== "language");
   $("model").replaceChildren(...writers.map((each) => make("option", { value: each.id, textContent: each.id })));
+  $("beside").append(make("option", { value: "", textContent: "nothing" }), ...writers.map((each) => make("option", { value: each.id, textContent: each.id })));
+  $("beside-label").hidden = writers.length < 2;
   $("model").addEventListener("change", () => { write.clear(); reading.clear(); });
   if (others.length) tasks.setUp(others);
-  for (const tab of tabs) tab.hidden = tab.id === "tab-tasks" ? !others.length : !writers.length;
+  for (const tab of tabs) tab.hidden = tab.id === "tab-tasks" ? !others.length : tab.id !== "tab-runs" && !writers.length;
   $("model-label").hidden = !writers.length;
   if (!writers.length) choose($("tab-tasks"));
   document.body.dataset.ready = "true";

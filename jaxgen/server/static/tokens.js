@@ -54,6 +54,8 @@ function legend(box, name, values, color, text) {
   }
 }
 export const probabilityLegend = (box) => legend(box, "probability of a token:", [0.001, 0.01, 0.1, 1], probabilityColor, percent);
+export const bitsLegend = (box, most) =>
+  legend(box, "bits more than the other:", [-1, -0.5, 0, 0.5, 1], signedColor, (each) => String(each * most));
 export const valueLegend = (box, most) =>
   legend(box, "value:", [-1, -0.5, 0, 0.5, 1], signedColor, (each) => String(Number((each * most).toPrecision(2))));
 
@@ -77,7 +79,9 @@ export class Tokens {
     this.pinned = -1;
   }
 
-  add(tokens) {
+  // Adds tokens. `follow`: a box that shows its end goes on to show it.
+  add(tokens, follow = false) {
+    const atEnd = follow && this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40;
     for (const token of tokens) {
       const element = make("span", { textContent: visible(token.text), title: token.title ?? "", className: token.forced ? "forced" : "" });
       if (token.color) {
@@ -89,6 +93,7 @@ export class Tokens {
       }
       this.box.append(element);
     }
+    if (atEnd) this.box.scrollTop = this.box.scrollHeight;
   }
 
   focus(i) {

@@ -1,9 +1,12 @@
 // The view "Write": a tree of texts. A branch continues from an alternative; its prompt is the text up to there.
 
-import { $, fail, guarded, stream } from "./api.js";
+import { $, fail, guarded, post, stream } from "./api.js";
 import { make, percent, probabilityColor, quoted, Tokens } from "./tokens.js";
 
 const ALTERNATIVES = 8;
+const STOPS = ["stop", "compare-stop", "hold-stop", "way-stop"];
+// The most probable next tokens that are named.
+const NEXT = 3;
 // Tokens that a frame adds, and that may wait for their frame.
 const PER_FRAME = 200, AHEAD = 1000;
 // Name, label, largest value and step of the slider, its first value, and the value with which nothing changes.
@@ -32,18 +35,23 @@ export function setUp() {
   if (matchMedia("(max-width: 50rem)").matches) $("settings").open = false;
   $("write-form").addEventListener("submit", guarded(() => generate(null, [], $("prompt").value)));
   $("continue").addEventListener("click", guarded(() => generate(shown, tokensOf(shown), "")));
-  $("stop").addEventListener("click", () => running?.abort());
+  for (const name of STOPS) $(name).addEventListener("click", () => running?.abort());
   $("undo").addEventListener("click", () => { running?.abort(); show(history.pop(), false); });
+  $("alternatives").addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    output.focus(output.pinned);
+    output.unpick();
+  });
   $("receipt-kind").addEventListener("change", showReceipt);
   $("copy").addEventListener("click", copy);
   $("compare-form").addEventListener("submit", guarded(compare));
-  $("compare-stop").addEventListener("click", () => running?.abort());
+  $("way-form").addEventListener("submit", guarded(interpolate));
 }
 
 export const currentText = () => (shown ? shown.prompt + tokensOf(shown).map((each) => each.text).join("") : $("prompt").value);
 
 // The settings of the form as a request. Draws a seed unless it is kept.
-function settings() {
+export function settings() {
   if (!$("lock").checked) $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
   const body = { model: $("model").value, seed: Number($("seed").value) };
   for (const [name, , , , , neutral] of SETTINGS) {
@@ -64,28 +72,62 @@ function read(logprobs) {
   }));
 }
 
-// The tokens of a text that comes in parts, as many as the text has: it ends before a stop string, and tokens may be parts of characters.
-class Fitting {
+// The bytes of a token, in which bytes of an incomplete character are escaped.
+const isPart = (text) => /\\x[0-9a-f]{2}/.test(text);
+function bytesOf(text) {
+  return text.split(/(\\x[0-9a-f]{2})/).flatMap((each) => (isPart(each) ? parseInt(each.slice(2), 16) : [...new TextEncoder().encode(each)]));
+}
+
+// The text of bytes; none if a character is not complete.
+function decoded(bytes) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(Uint8Array.from(bytes));
+  } catch {
+    return null;
+  }
+}
+
+// The tokens of a text that comes in parts, as many as the text has: it ends before a stop string. Tokens that are parts
+// of a character become one.
+export class Fitting {
   constructor() {
     [this.text, this.waiting, this.tokens, this.at] = ["", [], [], 0];
+    this.isStuck = false;
   }
 
   add(text, tokens) {
     this.text += text;
     this.waiting.push(...tokens);
+    this.isStuck = false;
   }
 
   // Takes up to `most` of the tokens that wait; returns whether there are more.
   take(most) {
     let taken = 0;
-    for (const token of this.waiting.slice(0, most)) {
-      if (!token.text || !this.text.startsWith(token.text, this.at)) break;
+    while (taken < Math.min(most, this.waiting.length)) {
+      const [token, number] = this.next(taken);
+      if (!token || !token.text || !this.text.startsWith(token.text, this.at)) break;
       this.at += token.text.length;
       this.tokens.push(token);
-      taken += 1;
+      taken += number;
     }
+    this.isStuck = !taken; // until there is more text
     this.waiting.splice(0, taken);
-    return taken === most;
+    return taken >= most;
+  }
+
+  // The token at place `first` of those that wait, and of how many it is made.
+  next(first) {
+    const token = this.waiting[first];
+    if (this.text.startsWith(token.text, this.at) || !isPart(token.text)) return [token, 1];
+    let bytes = [], logp = 0;
+    for (let i = first; i < Math.min(first + 8, this.waiting.length); i += 1) {
+      bytes = [...bytes, ...bytesOf(this.waiting[i].text)];
+      logp += this.waiting[i].logp;
+      const text = decoded(bytes);
+      if (text !== null) return [{ text, logp, top: token.top }, i + 1 - first];
+    }
+    return [null, 0];
   }
 
   // The rest of a whole text is one token of unknown probability.
@@ -120,7 +162,7 @@ async function draw(body, signal, drawn) {
     await stream(body, signal, async (choice) => {
       found.add(choice.text, choice.logprobs ? read(choice.logprobs) : []);
       receipt = choice.receipt ?? receipt;
-      while (found.waiting.length > AHEAD && !signal.aborted) await frame();
+      while (found.waiting.length > AHEAD && !found.isStuck && !signal.aborted) await frame();
     });
   } finally {
     ended = true;
@@ -133,7 +175,7 @@ async function draw(body, signal, drawn) {
 async function whileRunning(action) {
   running?.abort();
   const own = (running = new AbortController());
-  const buttons = [$("stop"), $("compare-stop")];
+  const buttons = STOPS.map($);
   buttons.forEach((each) => { each.disabled = false; });
   $("status").textContent = "Writing …";
   let said = "";
@@ -164,10 +206,12 @@ async function generate(parent, start, prompt, label = "") {
         if (!tokens.length || tree !== roots) return;
         node.own = tokens;
         if (!drawn) {
+          const withKeyboard = $("alternatives").contains(document.activeElement);
           (parent ? parent.children : roots).push(node);
           show(node);
+          if (withKeyboard) output.focus(start.length); // the token that was picked
         } else if (shown === node) {
-          output.add(tokens.slice(drawn).map(painted));
+          output.add(tokens.slice(drawn).map(painted), true);
         }
         drawn = tokens.length;
       });
@@ -211,7 +255,7 @@ function showAlternatives(i, pinned) {
   const panel = $("alternatives"), tokens = tokensOf(shown), token = tokens[i - 1];
   if (!token?.top.length) return;
   const said = make("p", {}, make("code", { textContent: quoted(token.text) }), ` had ${percent(Math.exp(token.logp))}. Continue from another one:`);
-  const buttons = token.top.map(([text, logp]) => {
+  const buttons = token.top.filter(([text]) => !isPart(text)).map(([text, logp]) => {
     const button = make("button", { type: "button", textContent: `${quoted(text)} ${percent(Math.exp(logp))}` });
     button.addEventListener("click", guarded(() => {
       const forced = { text, logp, top: token.top, forced: true };
@@ -226,7 +270,7 @@ function showAlternatives(i, pinned) {
 
 // The receipt
 
-const shell = (value) => (/^[\w.:/-]+$/.test(value) ? value : `'${String(value).replaceAll("'", "'\\''")}'`);
+export const shell = (value) => (/^[\w.:/-]+$/.test(value) ? value : `'${String(value).replaceAll("'", "'\\''")}'`);
 
 // The request of a receipt as flags of `jaxgen sample`, or as arguments in Python.
 function options(receipt, body) {
@@ -276,22 +320,49 @@ async function copy() {
 async function compare() {
   const temperatures = $("temperatures").value.split(/[\s,;]+/).filter((each) => each).map(Number);
   if (!temperatures.length || temperatures.length > 4 || temperatures.some(Number.isNaN)) throw new Error("Give one to four temperatures, such as 0.5 0.8 1.1.");
-  const body = { ...settings(), prompt: $("prompt").value, logprobs: 0 };
-  $("compared").replaceChildren();
-  await whileRunning((signal) => Promise.all(temperatures.map(async (temperature, i) => {
-    const title = make("h2", { id: `compared-${i}`, textContent: `Temperature ${temperature}, seed ${body.seed}` });
-    const box = make("div", { className: "tokens" });
-    box.setAttribute("role", "group");
-    box.setAttribute("aria-labelledby", title.id);
-    $("compared").append(make("div", {}, title, box));
-    const tokens = new Tokens(box);
-    let done = 0;
-    tokens.add([{ text: body.prompt }]);
-    await draw({ ...body, temperature }, signal, (drawn) => {
-      tokens.add(drawn.slice(done).map(painted));
-      done = drawn.length;
-    });
-  })));
+  const body = { ...settings(), prompt: $("prompt").value };
+  const variants = temperatures.map((temperature) => [`Temperature ${temperature}, seed ${body.seed}`, { ...body, temperature }]);
+  await sideBySide($("compared"), variants);
+}
+
+// Between two prompts
+
+async function interpolate() {
+  const steps = Number($("way-steps").value), body = { ...settings(), prompt: "" }, { model } = body;
+  const ends = await Promise.all(["way-from", "way-to"].map((name) => post("v1/states", { model, prompt: $(name).value })));
+  const weights = Array.from({ length: steps }, (_, i) => i / (steps - 1));
+  const variants = await Promise.all(weights.map(async (weight) => {
+    const between = { model, state: ends[0].id, to: ends[1].id, weight };
+    const state = weight === 0 ? ends[0].id : weight === 1 ? ends[1].id : (await post("v1/states", between)).id;
+    const { next } = await post("v1/inspect", { model, state, top: NEXT });
+    const tokens = next[0].top.map((each) => `${quoted(each.token)} ${percent(Math.exp(each.logp))}`);
+    return [`${Number((100 * weight).toFixed(0))} %: next ${tokens.join(", ")}`, { ...body, state }];
+  }));
+  await sideBySide($("way"), variants);
+}
+
+// Streams texts of several requests, each [title, body], into boxes beside each other in `place`. Resolves with the texts and receipts.
+export async function sideBySide(place, variants) {
+  let found = [];
+  place.replaceChildren();
+  await whileRunning(async (signal) => {
+    found = await Promise.all(variants.map(async ([words, body], i) => {
+      const title = make("h3", { id: `${place.id}-${i}`, textContent: words });
+      const box = make("div", { className: "tokens" });
+      box.setAttribute("role", "group");
+      box.setAttribute("aria-labelledby", title.id);
+      place.append(make("div", {}, title, box));
+      const tokens = new Tokens(box);
+      let done = 0;
+      tokens.add([{ text: body.prompt }]);
+      const receipt = await draw({ ...body, logprobs: 0 }, signal, (drawn) => {
+        tokens.add(drawn.slice(done).map(painted), true);
+        done = drawn.length;
+      });
+      return { text: box.textContent, receipt };
+    }));
+  });
+  return found;
 }
 
 export function clear() {
