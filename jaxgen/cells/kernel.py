@@ -221,7 +221,7 @@ def run_kernel(
         UsageError: for a cell that is too large.
     """
     masks: dict[str, Any] = {"reset": reset, "valid": valid, "initial": initial, "reverse": reverse}
-    if z.shape[0] < 2 or has_traced_fields(cell):
+    if z.shape[0] < 2 or z.size == 0 or has_traced_fields(cell):
         return run(cell.step, weights, carry, z, **masks)
     if isinstance(cell, LinearCell):
         return run_linear(solver(type(cell).__name__), cell, weights, carry, z, **masks)
