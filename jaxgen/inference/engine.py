@@ -360,9 +360,10 @@ class Engine:
 
     def forget(self, sampler: Sampler, state: DecoderState | None = None) -> None:
         """Keep nothing of these weights, or those that follow ``state``, once their last request has ended."""
+        weights = sampler.weights_at(state)
         with self._wake:
             for group in self._groups.values():
-                group.forgotten |= group.weights is sampler.weights_at(state)
+                group.forgotten |= group.weights is weights
             self._wake.notify_all()
 
     def close(self, *, finish: bool = True, seconds: float | None = None) -> None:
