@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.cells.precision import matmul
@@ -75,7 +76,8 @@ def per_gate(init: Initializer, gates: int) -> Initializer:
 
     def initialise(key: Key, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Float[Array, "..."]:
         block = (*shape[:-1], shape[-1] // gates)
-        blocks = jax.vmap(lambda key: init(key, block, dtype))(jax.random.split(key, gates))
+        # A loop, since several batched decompositions at once can wait for each other's threads without end on a CPU.
+        blocks = lax.map(lambda key: init(key, block, dtype), jax.random.split(key, gates))
         return jnp.moveaxis(blocks, 0, -2).reshape(*block[:-1], -1)
 
     return initialise

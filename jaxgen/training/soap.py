@@ -141,9 +141,17 @@ def _rotate(
     return x if right is None else x @ right
 
 
+# Both decompose gate by gate in a loop, since several batched decompositions at once can wait for each other's threads
+# without end on a CPU.
+
+
 def _by_eigenvectors(state: MatrixState) -> MatrixState:
     """The eigenvectors, those of the largest values first."""
-    return state._replace(bases=tuple(None if a is None else jnp.linalg.eigh(a)[1][..., ::-1] for a in state.factors))
+
+    def eigenvectors(factor: Array) -> Array:
+        return jnp.linalg.eigh(factor)[1][:, ::-1]
+
+    return state._replace(bases=tuple(None if a is None else lax.map(eigenvectors, a) for a in state.factors))
 
 
 def _by_power_iteration(state: MatrixState) -> MatrixState:
@@ -155,5 +163,5 @@ def _by_power_iteration(state: MatrixState) -> MatrixState:
         product = factor @ basis
         order = jnp.argsort(-jnp.sum(basis * product, axis=1), axis=-1)  # by the eigenvalues, estimated
         second = jnp.take_along_axis(second, order[:, :, None] if side == 0 else order[:, None, :], axis=side + 1)
-        bases[side] = jnp.linalg.qr(jnp.take_along_axis(product, order[:, None, :], axis=2))[0]
+        bases[side] = lax.map(lambda a: jnp.linalg.qr(a)[0], jnp.take_along_axis(product, order[:, None, :], axis=2))
     return state._replace(second=second, bases=tuple(bases))

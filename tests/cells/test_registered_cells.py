@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxgen.cells import GRU, LSTM, Elman, ElmanReLU
+from jaxgen.cells import CELLS, GRU, LSTM, Elman, ElmanReLU
 from jaxgen.errors import UsageError
 
 B, D, H = 3, 4, 5
@@ -111,3 +111,25 @@ def test_a_cell_equals_flax_own_with_the_same_weights(ours, theirs, convert):
     expected = jax.jit(cell.apply)({"params": params}, carry, normal(9, B, D))
     actual = jax.jit(ours(H).apply)({"params": convert(params)}, carry, normal(9, B, D))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected)
+
+
+def decompositions(jaxpr):
+    """The shapes of the matrices that are decomposed somewhere in a jaxpr."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("qr", "geqrf", "householder_product", "svd", "eigh"):
+            yield equation.invars[0].aval.shape
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "eqns"):
+                    yield from decompositions(inner)
+                elif hasattr(inner, "jaxpr"):
+                    yield from decompositions(inner.jaxpr)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_initial_values_need_no_batched_decomposition(name):
+    """On a CPU with two threads, two of them at the same time waited for each other without end."""
+    cell = CELLS[name](8)
+    carry = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), (B, 8)))
+    program = jax.make_jaxpr(cell.init)(jax.random.key(0), carry, jnp.ones((B, 8)))
+    assert all(len(shape) == 2 for shape in decompositions(program.jaxpr))
