@@ -431,10 +431,14 @@ def main() -> int:
     if args.platform:
         jax.config.update("jax_platforms", PLATFORMS[args.platform])
     from jaxgen.cli.common import prepare_process
+    from jaxgen.errors import UsageError
     from jaxgen.runtime import need_backend
 
     prepare_process()
-    need_backend()
+    try:
+        need_backend()
+    except UsageError as error:
+        parser.error(str(error))
     device = f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
     result: dict[str, Any] = {"machine": machine.facts(), "device": device, "quick": args.quick}
 
