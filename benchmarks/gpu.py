@@ -439,6 +439,8 @@ def main() -> int:
         need_backend()
     except UsageError as error:
         parser.error(str(error))
+    if args.platform not in (None, jax.default_backend()):
+        parser.error(f"JAX finds no {args.platform}: its default device is a {jax.default_backend()}")
     device = f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
     result: dict[str, Any] = {"machine": machine.facts(), "device": device, "quick": args.quick}
 
