@@ -431,10 +431,16 @@ def main() -> int:
     if args.platform:
         jax.config.update("jax_platforms", PLATFORMS[args.platform])
     from jaxgen.cli.common import prepare_process
+    from jaxgen.errors import UsageError
     from jaxgen.runtime import need_backend
 
     prepare_process()
-    need_backend()
+    try:
+        need_backend()
+    except UsageError as error:
+        parser.error(str(error))
+    if args.platform not in (None, jax.default_backend()):
+        parser.error(f"JAX finds no {args.platform}: its default device is a {jax.default_backend()}")
     device = f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
     result: dict[str, Any] = {"machine": machine.facts(), "device": device, "quick": args.quick}
 
