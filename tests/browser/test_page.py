@@ -169,7 +169,7 @@ def test_texts_between_two_prompts_are_those_of_the_command(server, sampler, ope
     page.get_by_label("Keep it").check()
     page.get_by_role("tab", name="Compare").click()
     page.locator("#way-steps").fill("3")
-    page.get_by_role("button", name="Go the way").click()
+    page.get_by_role("button", name="Write all").click()
     expect(page.locator("#way .tokens")).to_have_count(3)
     expect(page.locator("#way-stop")).to_be_disabled()
     found = interpolate_prompts(sampler, "What is th", "I will no", GenerationConfig(40, 0.8, 5), steps=3)
