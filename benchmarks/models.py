@@ -206,10 +206,15 @@ def measure(entries: Sequence[Entry], folder: Path) -> None:
 
 
 def settings_of(entry: Entry, run: str) -> Any:
-    """The settings of a run, with the width that its number of parameters needs. All cells are trained with AdamW."""
+    """The settings of a run, with the width that its number of parameters needs.
+
+    All cells are trained with AdamW, without weight decay.
+    """
     from jaxgen.tasks.registry import DATA
 
-    config = DATA[entry.task].Config(**{"optimizer": "adamw", **entry.settings, "sample_every": 0, "run": run})
+    config = DATA[entry.task].Config(
+        **{"optimizer": "adamw", "weight_decay": 0.0, **entry.settings, "sample_every": 0, "run": run}
+    )
     if entry.parameters is not None:
         config = config.model_copy(update={"hidden": nearest_hidden(config, entry.parameters)})
     return config

@@ -47,6 +47,7 @@ ABLATION = {
     "base": "",
     "no layer normalisation": "--cell lstm",
     "no dropout": "--dropout 0",
+    "no weight decay": "--weight-decay 0",
     "no cold starts": "--cold-starts 0",
     "256 units": "--hidden 256",
     "learning rate 0.004": "--lr 0.004",
@@ -92,7 +93,7 @@ DATA = {
     "names": f"--data {RUNS / 'names.txt'} --documents line",
 }
 #: The presets, and the settings that each had until November 2026, in version 0.1.
-OLD = "--cell lstm --optimizer adamw --lr 0.004 --cold-starts 0"
+OLD = "--cell lstm --optimizer adamw --lr 0.004 --weight-decay 0 --cold-starts 0"
 PRESETS = {
     "tiny": "--preset tiny",
     "tiny of 0.1": f"--preset tiny {OLD}",

@@ -1,13 +1,13 @@
 """Load on ``jaxgen serve``: tokens/s, time to the first token, latencies, against the sampler alone.
 
-    python -m benchmarks.serve                     about ten minutes; prints a table in Markdown
+    python -m benchmarks.serve                     two minutes; prints a table in Markdown
     python -m benchmarks.serve --blocks 32 --clients 64 --requests 256
     python -m benchmarks.serve --memory 10000      the memory of the server over so many requests
 
-The model is an LSTM of one layer with 256 units and random weights, over 65 characters. Every request asks for one
-text of 128 tokens, streamed, with a prompt and a seed of its own. The clients are another process on this machine, so
-that they take some of its cores too. "alone" is what the sampler does with the same number of texts, and "in turn" with
-the same requests one after the other, both without HTTP.
+The model is an LSTM of one layer with 256 units and random weights, over 65 characters. Every request has a prompt and
+a seed of its own. It asks for one text of 128 tokens, streamed, or for 32 texts of 512 tokens, as a whole. The clients
+are another process on this machine, so that they take some of its cores too. "in turn" is what the sampler does with
+the same requests one after the other, and "alone" with as many texts of one prompt, both without HTTP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ import numpy as np
 
 from benchmarks import machine
 
-LENGTH, PROMPT = 128, "The king and the queen of number "
+PROMPT = "The king and the queen of number "
+#: Texts of a request -> tokens of each.
+LENGTHS = {1: 128, 32: 512}
+#: Texts of a request -> numbers of clients.
+CLIENTS = {1: [1, 16, 64, 256], 32: [1, 4]}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -49,9 +53,10 @@ def make_sampler():
 # The clients: a process of their own, without a library that would take the cores of the server.
 
 
-async def ask(host: str, port: int, number: int, stream: bool) -> tuple[float, float, int]:
+async def ask(host: str, port: int, number: int, texts: int, stream: bool) -> tuple[float, float, int]:
     """Seconds to the first text and to the end of one request, and its tokens."""
-    body = {"prompt": f"{PROMPT}{number}", "seed": number % 1000, "max_tokens": LENGTH, "stream": stream}
+    body = {"prompt": f"{PROMPT}{number}", "seed": number % 1000, "max_tokens": LENGTHS[texts], "stream": stream}
+    body["n"] = texts
     data = json.dumps({**body, "stream_options": {"include_usage": True}} if stream else body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nConnection: close\r\n"
     began, first, text = time.perf_counter(), 0.0, b""
@@ -66,13 +71,13 @@ async def ask(host: str, port: int, number: int, stream: bool) -> tuple[float, f
     return first, time.perf_counter() - began, found["completion_tokens"]
 
 
-async def ask_all(host: str, port: int, clients: int, requests: int, stream: bool) -> dict[str, float]:
+async def ask_all(host: str, port: int, clients: int, requests: int, texts: int, stream: bool) -> dict[str, float]:
     """All requests, each client one after the other."""
     numbers, found = iter(range(requests)), []
 
     async def client() -> None:
         for number in numbers:
-            found.append(await ask(host, port, number, stream))
+            found.append(await ask(host, port, number, texts, stream))
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -83,9 +88,10 @@ async def ask_all(host: str, port: int, clients: int, requests: int, stream: boo
     return {name: float(value) for name, value in figures.items()}
 
 
-def run_clients(port: int, clients: int, requests: int, stream: bool = True) -> dict[str, float]:
+def run_clients(port: int, clients: int, requests: int, texts: int = 1, stream: bool = True) -> dict[str, float]:
     """The figures of a process of clients."""
-    words = ["--client", port, "--clients", clients, "--requests", requests, *([] if stream else ["--whole"])]
+    words = ["--client", port, "--clients", clients, "--requests", requests, "--texts", texts]
+    words += [] if stream else ["--whole"]
     command = [sys.executable, "-m", "benchmarks.serve", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
@@ -123,25 +129,28 @@ def start(sampler, block: int):
     return socket.getsockname()[1], stop
 
 
-def alone(sampler, block: int, texts: int) -> float:
+def alone(sampler, block: int, texts: int, length: int) -> float:
     """Tokens per second of the sampler for so many texts of one request."""
     from jaxgen import GenerationConfig
 
-    settings = GenerationConfig(LENGTH, 1.0, block=block)
+    settings = GenerationConfig(length, 1.0, block=block)
     list(sampler.samples(PROMPT, settings, num_samples=texts))
     began = time.perf_counter()
     made = sum(sample.tokens.size for sample in sampler.samples(PROMPT, settings, num_samples=texts))
     return made / (time.perf_counter() - began)
 
 
-def in_turn(sampler, block: int, requests: int) -> float:
+def in_turn(sampler, block: int, requests: int, texts: int, length: int) -> float:
     """Tokens per second of the sampler for requests one after the other."""
     from jaxgen import GenerationConfig
 
-    began = time.perf_counter()
-    for number in range(requests):
-        sampler.sample(f"{PROMPT}{number}", GenerationConfig(LENGTH, 1.0, number % 1000, block=block))
-    return requests * LENGTH / (time.perf_counter() - began)
+    for number in range(requests + 1):
+        if number == 1:  # the first one compiled
+            began = time.perf_counter()
+        sampler.sample(
+            f"{PROMPT}{number}", GenerationConfig(length, 1.0, number % 1000, block=block), num_samples=texts
+        )
+    return requests * texts * length / (time.perf_counter() - began)
 
 
 def resident() -> float:
@@ -150,21 +159,25 @@ def resident() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def measure(blocks: list[int], clients: list[int], requests: int) -> None:
+def measure(blocks: list[int], clients: list[int] | None, requests: int) -> None:
     """Print the table."""
     sampler = make_sampler()
-    print("| block | clients | tokens/s | alone | in turn | first token p50 / p99 | whole p50 / p99 |")
-    print("|---|---|---|---|---|---|---|")
+    print("| block | texts | clients | tokens/s | in turn | alone | first token p50 / p99 | whole p50 / p99 |")
+    print("|---|---|---|---|---|---|---|---|")
     for block in blocks:
-        turn = in_turn(sampler, block, 16)
         port, stop = start(sampler, block)
         run_clients(port, max(block + 1, 17), 2 * (block + 17))  # compiles
-        for number in clients:
-            own = alone(sampler, block, number)
-            found = run_clients(port, number, max(requests, 2 * number) if number > 1 else requests // 8)
-            first, whole = ([found[f"{name}_p50"], found[f"{name}_p99"]] for name in ("first", ""))
-            shown = [f"{a * 1e3:,.0f} / {b * 1e3:,.0f} ms" for a, b in (first, whole)]
-            print(f"| {block} | {number} | {found['tokens_s']:,.0f} | {own:,.0f} | {turn:,.0f} | {' | '.join(shown)} |")
+        for texts, length in LENGTHS.items():
+            turn = in_turn(sampler, block, 16 if texts == 1 else 4, texts, length)
+            for number in clients or CLIENTS[texts]:
+                own = alone(sampler, block, number * texts, length)
+                asked = max(requests if number > 1 else requests // 8, 2 * number) // texts
+                found = run_clients(port, number, max(asked, 4 * number if texts > 1 else 0), texts, texts == 1)
+                pairs = [(found[f"{name}p50"], found[f"{name}p99"]) for name in ("first_", "")]
+                shown = [f"{a * 1e3:,.0f} / {b * 1e3:,.0f} ms" for a, b in pairs]
+                rates = f"{found['tokens_s']:,.0f} | {turn:,.0f} | {own:,.0f}"
+                first = shown[0] if texts == 1 else "-"
+                print(f"| {block} | {texts} x {length} | {number} | {rates} | {first} | {shown[1]} |", flush=True)
         stop()
     print("\n" + machine.line(machine.facts()))
 
@@ -184,14 +197,17 @@ def main() -> None:
     """Measure what the flags ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64, 256])
-    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--clients", type=int, nargs="+", help="default: some numbers for each kind of request")
+    parser.add_argument("--requests", type=int, default=1024)
     parser.add_argument("--memory", type=int, help="measure memory over so many requests")
     parser.add_argument("--client", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--texts", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.client is not None:
-        found = asyncio.run(ask_all("127.0.0.1", given.client, given.clients[0], given.requests, not given.whole))
+        found = asyncio.run(
+            ask_all("127.0.0.1", given.client, given.clients[0], given.requests, given.texts, not given.whole)
+        )
         print(json.dumps(found))
         return
     from jaxgen import keep_memory, offer_cores

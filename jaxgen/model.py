@@ -28,7 +28,7 @@ from jaxgen.inference.inspection import Inspection, Unit, clamped, inspect_text
 from jaxgen.inference.interpolation import Interpolation, interpolate_prompts
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import DecodingConfig, Predictor
-from jaxgen.inference.receipts import Replay, read_receipt, replay
+from jaxgen.inference.receipts import Replay, read_receipt, receipt, replay
 from jaxgen.inference.run_facts import network
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Score, ScoredText, Scorer
@@ -221,6 +221,7 @@ class Model:
         label: str | Mapping[str, float] | None = None,
         features: Sequence[float] | None = None,
         details: bool = False,
+        receipts: bool = False,
         **options: Any,
     ) -> Any:
         """Texts that continue ``prompt``.
@@ -236,6 +237,8 @@ class Model:
             features: Of a model that was trained with ``feature_columns``: one number for each.
             details: Return a ``Sample`` in place of each text, with the tokens and their probabilities, which notebooks
                 show as colours.
+            receipts: Return a receipt in place of each text: a dictionary with the text and all that determined it,
+                as ``sample.py --json`` writes it. ``replay`` draws it again.
             options: Fields of ``GenerationConfig``, or logit transforms by name, as the flags of ``sample.py``
                 (``top_k=40``, ``forbid=("x",)``); also arguments of ``Sampler.stream``.
 
@@ -263,9 +266,18 @@ class Model:
             settings = GenerationConfig(**drawing, transforms=transforms)
         elif drawing:
             raise UsageError(f"The settings and {', '.join(sorted(drawing))} are given: put them into the settings.")
+        if receipts and (details or options.get("state") is not None):
+            raise UsageError(
+                "receipts replaces details, and records no state that is not a file: leave out details and state "
+                "(sample.py --state makes receipts with states)."
+            )
         number = 1 if num_samples is None else num_samples
+        sampler = sampler.exact() if receipts else sampler
         samples = Samples(sampler.samples(prompt, settings, num_samples=number, **options))
-        texts = samples if details else [sample.text for sample in samples]
+        texts: Any = samples if details else [sample.text for sample in samples]
+        if receipts:
+            unk = options.get("unk", "error")
+            texts = [receipt(sampler, settings, sample, prompt=prompt, unk=unk) for sample in samples]
         return texts[0] if num_samples is None else texts
 
     @overload
@@ -331,7 +343,8 @@ class Model:
         """Draw the text of a receipt again; ``.identical`` tells whether it is the same, as in ``jaxgen replay``.
 
         Args:
-            receipt: What ``sample.py --json`` writes on a line, read with ``json.loads``.
+            receipt: What ``generate(receipts=True)`` returns, or ``sample.py --json`` writes on a line, read with
+                ``json.loads``.
 
         Raises:
             DataError: It is no receipt, or its text cannot be drawn with this model.

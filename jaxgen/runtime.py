@@ -16,6 +16,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from jaxgen.errors import UsageError
@@ -125,13 +126,13 @@ def check_jax_settings() -> None:
 
     if not jax.sharding.get_abstract_mesh().empty:
         raise UsageError("A mesh is set (jax.set_mesh), but jaxgen places its arrays itself: call it elsewhere.")
-    if jax.config.values["jax_numpy_dtype_promotion"] != "standard":
+    values = jax.config.values  # reading it makes a dictionary of all settings
+    if values["jax_numpy_dtype_promotion"] != "standard":
         raise UsageError(
             "Types are promoted strictly (JAX_NUMPY_DTYPE_PROMOTION), which optax does not support: call jaxgen within "
             'jax.numpy_dtype_promotion("standard").'
         )
-    guards = (jax.config.values[name] for name in TRANSFER_GUARDS)
-    if any(str(guard).startswith("disallow") for guard in guards):
+    if any(str(values[name]).startswith("disallow") for name in TRANSFER_GUARDS):
         raise UsageError(
             "Transfers between host and devices are not allowed (JAX_TRANSFER_GUARD), but training and sampling need "
             'them: call jaxgen within jax.transfer_guard("allow").'
@@ -142,7 +143,8 @@ def numerics() -> dict[str, object]:
     """What is set in this process that can change bits, apart from versions and devices; defaults are left out."""
     import jax
 
-    values = {n: getattr(jax.config, n, jax.config.values[n]) for n in NUMERICS if n in jax.config.values}
+    everywhere = jax.config.values  # reading it makes a dictionary of all settings
+    values = {n: getattr(jax.config, n, everywhere[n]) for n in NUMERICS if n in everywhere}
     found = {name: value for name, value in values.items() if value != NUMERICS[name]}
     for variable in FLAG_VARIABLES:
         if kept := sorted(flag for flag in _flags(variable) if not flag.startswith(HARMLESS_FLAGS)):
@@ -247,6 +249,7 @@ def processor_name() -> str:
     return f"{name} ({processor()})"
 
 
+@cache
 def _cpuinfo(*names: str) -> str:
     """The first line on the processor that begins with one of ``names``; empty where the system has none."""
     try:

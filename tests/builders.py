@@ -18,6 +18,7 @@ from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.text import in_pieces
 from jaxgen.tokenizers import CharTokenizer
+from jaxgen.tokenizers.base import Tokenizer
 
 
 def write(path: Any, content: str | bytes) -> Any:
@@ -60,9 +61,9 @@ def overridden(args: Sequence[object]) -> list[str]:
     return kept
 
 
-def tiny_sampler(cell: str = "elman", **options: Any) -> Sampler:
+def tiny_sampler(cell: str = "elman", tokenizer: Tokenizer | None = None, **options: Any) -> Sampler:
     """Return a sampler of a small model with random weights, so large that what was read matters for what is drawn."""
-    tokenizer = CharTokenizer.train(["abcdefgh \n"])
+    tokenizer = CharTokenizer.train(["abcdefgh \n"]) if tokenizer is None else tokenizer
     sizes = {"cell": cell, "cell_options": {}, "hidden": 8, "layers": 2, **options}
     task = LanguageTask.build(vocab_size=tokenizer.vocab_size, **sizes)
     normal, shapes = np.random.default_rng(3).normal, jax.eval_shape(task.init, jax.random.key(0))

@@ -331,7 +331,10 @@ def test_a_conditional_model_writes_texts_of_a_label_and_draws_their_receipts_ag
         model.generate(label="y", state=model.sampler.read("a"))
 
     (sample,) = of_y.samples("", settings)
-    written = json.loads(json.dumps(receipt(of_y, settings, sample, prompt="", unk="error")))
+    written = json.loads(json.dumps(model.generate("", settings, label="y", features=[2.0], receipts=True)))
+    assert written == json.loads(json.dumps(receipt(of_y, settings, sample, prompt="", unk="error")))
+    with pytest.raises(UsageError, match="receipts"):
+        model.generate(receipts=True, details=True)
     assert model.replay(written).identical
     assert not model.replay(
         {**written, "tokens": [*written["tokens"][::-1], 4], "logp": [*written["logp"], 0.0]}

@@ -93,15 +93,15 @@ def run_fused(
 
 def _plain(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> tuple[Carry, Array]:
     """The plain scan, for calls that are not differentiated."""
-    return run(cell.step, _for_many(cell, weights), carry, z, reverse=reverse, **masks._asdict())
+    return run(cell.step, rounded_once(cell, weights), carry, z, reverse=reverse, **masks._asdict())
 
 
-def _for_many(cell: Cell, weights: Weights) -> Weights:
+def rounded_once(cell: Cell, weights: Weights) -> Weights:
     """The weights with the kernel rounded once for all steps."""
     return weights._replace(kernel=rounded(weights.kernel, cell.precision))
 
 
-def _weight_gradients(cell: Cell, weights: Weights, h: Float[Array, "T B H"], du: Float[Array, "T B K"]) -> Weights:
+def weight_gradients(cell: Cell, weights: Weights, h: Float[Array, "T B H"], du: Float[Array, "T B K"]) -> Weights:
     """The gradients of the kernel and the bias from the states and the gradients of u at all steps."""
     flat = du.reshape(-1, du.shape[-1])
     kernel = matmul(h.reshape(-1, h.shape[-1]).T, flat, cell.precision)
@@ -112,7 +112,7 @@ def _weight_gradients(cell: Cell, weights: Weights, h: Float[Array, "T B H"], du
 
 
 def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> PyTree:
-    constant = _for_many(cell, weights)
+    constant = rounded_once(cell, weights)
 
     def unrolled(carry: Carry, z: Array, shifts: PyTree, initial: Carry | None) -> PyTree:
         """The weights are constants here. ``shifts`` are zeros, whose gradients are those of what they are added to:
@@ -144,7 +144,7 @@ def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: A
 def _vjp_backward(cell: Cell, reverse: bool, residuals: PyTree, cotangents: PyTree) -> PyTree:
     backward, weights, z, valid, (h, inputs) = residuals
     dcarry, dz, (du, dout), dinitial = backward(cotangents)
-    gradients = _weight_gradients(cell, weights, h, du)
+    gradients = weight_gradients(cell, weights, h, du)
     if weights.extra:
         # All steps at once: a matrix gets one product over T * B rows. Padding may have any value, even NaN.
         state, u = inputs
@@ -163,7 +163,7 @@ _with_jax_vjp.defvjp(_vjp_forward, _vjp_backward)
 
 def _hand_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> PyTree:
     timed, masks_at = masks.over_time(carry)
-    constant = _for_many(cell, weights)
+    constant = rounded_once(cell, weights)
     shared: list[int] = []  # leaves of the carry that are the output too: stored once
 
     def body(state: Carry, inputs: tuple[Array, Masks]) -> tuple[Carry, PyTree]:
@@ -180,7 +180,7 @@ def _hand_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: 
     return (last, ys), (weights, carry, masks, after, residuals)
 
 
-def _before(carry: Carry, after: Carry, masks: Masks, reverse: bool) -> Carry:
+def before_steps(carry: Carry, after: Carry, masks: Masks, reverse: bool) -> Carry:
     """The states from which the steps started, after resets."""
 
     def shift(first: Array, states: Array) -> Array:
@@ -193,7 +193,7 @@ def _before(carry: Carry, after: Carry, masks: Masks, reverse: bool) -> Carry:
 def _hand_backward(cell: Cell, reverse: bool, kept: PyTree, cotangents: PyTree) -> PyTree:
     weights, carry, masks, after, residuals = kept
     dlast, dys = cotangents
-    before = _before(carry, after, masks, reverse)
+    before = before_steps(carry, after, masks, reverse)
     transposed = rounded(weights.kernel, cell.precision).T
     to_carry = jax.linear_transpose(cell.hidden, carry)  # from the gradient of hidden(carry) to that of the carry
 
@@ -223,7 +223,7 @@ def _hand_backward(cell: Cell, reverse: bool, kept: PyTree, cotangents: PyTree) 
         dz = du
     if dinitial is not None and not has_time_axis(masks.initial, carry):
         dinitial = jax.tree.map(lambda a: jnp.sum(a, axis=0), dinitial)
-    gradients = _weight_gradients(cell, weights, cell.hidden(before), du)
+    gradients = weight_gradients(cell, weights, cell.hidden(before), du)
     if weights.extra:
         real = residuals if masks.valid is None else mask_rows(masks.valid, residuals)
         gradients = gradients._replace(extra=cell.extra_vjp(real, dz, *steps))

@@ -11,6 +11,7 @@ from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.cells.base import Cell, Form, promote
 from jaxgen.cells.fused import FUSED
+from jaxgen.cells.kernel import KERNEL
 from jaxgen.cells.linear import CHUNKED, PARALLEL, SEQUENTIAL
 from jaxgen.cells.noise import has_noise, with_noise
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, with_masks
@@ -29,6 +30,7 @@ FORMS: dict[str, Form] = {
     "sequential": SEQUENTIAL,
     "chunked": CHUNKED,
     "parallel": PARALLEL,
+    "kernel": KERNEL,
 }
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 #: Each is a module of this package with a function ``main(args) -> exit code``.
 COMMANDS = {
+    "bench": "time training and sampling, and show what bounds them",
     "compare": "show in which settings runs differ and what each reached",
     "completion": "print a script with which a shell completes commands and flags",
     "doctor": "print what a bug report needs",

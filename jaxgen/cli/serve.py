@@ -151,7 +151,10 @@ def run_server(config: ServeConfig, key: str | None, local: bool) -> None:
         address, port = socket.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         log(f"Serving {', '.join(models.by_name)} on http://{shown}:{port}")
-        listen(app, socket, engine, finish=config.shutdown == "finish", grace=config.grace)
+        try:
+            listen(app, socket, engine, finish=config.shutdown == "finish", grace=config.grace)
+        finally:
+            models.close()
 
 
 def open_models(config: ServeConfig) -> list[Served]:

@@ -6,7 +6,8 @@ A request is a prompt with settings and a number of samples. It becomes rows, on
 2. *Read*, in a thread of its own: the prompt is read once, one row at a time in chunks of ``PREFILL_CHUNK`` tokens, as
    ``Sampler`` reads it. Prompts take turns after each chunk, so a long one does not delay the others.
 3. *Join*: the samples become rows that start from this state. Requests take turns. Rows join and leave between chunks
-   of ``STREAM_CHUNK`` tokens, where nothing changes for the others.
+   of ``STREAM_CHUNK`` tokens, where nothing changes for the others. If there is no room for a request that has no row
+   yet, requests with several rows give some up: these are parked with their states, and go on when there is room.
 4. *Decode*: rows with the same weights and kinds of transforms are packed into blocks of a fixed number of rows
    (``GenerationConfig.block``), and several blocks into one compiled call (``jit_decode_slots``).
 
@@ -21,18 +22,17 @@ logit.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -63,9 +63,10 @@ from jaxgen.sampling.transforms import (
     TopP,
     TypicalP,
 )
-from jaxgen.sampling.transforms.base import Last, Transform, chain
+from jaxgen.sampling.transforms.base import Transform, chain
 from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
 
+_LOG = logging.getLogger("jaxgen.engine")
 #: Transforms with options that change nothing. A request with some of these kinds gets all of them.
 NEUTRAL: dict[type[Any], Transform] = {
     type(each): each
@@ -119,7 +120,7 @@ class Request:
     begun: Beginning
     before: DecoderState | None
     notify: Callable[[Event], None]
-    unstarted: deque[int]
+    unstarted: deque[int]  # the indices of samples that have not begun
     number: int
     skip: int
     deadline: float
@@ -131,6 +132,7 @@ class Request:
     keys: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.uint32))  # of its samples, in order
     cancelled: bool = False
     events: list[Chunk] = field(default_factory=list)
+    parked: deque[_Row] = field(default_factory=deque)  # rows that gave their place to another request
 
     @property
     def waits(self) -> bool:
@@ -172,6 +174,10 @@ class _Call:
     live: Any
 
 
+#: A call that was started, its rows with the number of tokens that each needs of it, and what it draws.
+_Started = tuple[_Call, list[tuple[_Row, int]], Any]
+
+
 class _Group:
     """Rows that one compiled function decodes: with the same weights, kinds of transforms, and shapes."""
 
@@ -186,6 +192,8 @@ class _Group:
         self.functions: dict[int, tuple[Callable[..., Any], Any, Any]] = {}
         self.compiling: set[int] = set()
         self.changed = False
+        #: Whether nobody will ask for these weights any more.
+        self.forgotten = False
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.weights))
         small = parameters <= MAX_PARAMETERS and sum(leaf.nbytes for leaf in request.leaves) <= MAX_STATE_BYTES
         #: Blocks of a large call.
@@ -220,6 +228,7 @@ class _Group:
 
     def repack(self) -> None:
         """Pack the rows that stay into calls. Waits for the calls before."""
+        self.changed = False  # before anything is looked at: a function may be compiled meanwhile
         for call in self.calls:
             staying = [(row, place) for row, place in zip(call.rows, call.places) if row.stays]
             arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(call.state)] if staying else []
@@ -232,7 +241,6 @@ class _Group:
             size = blocks * self.block
             self.calls.append(self._call(left[:size], blocks))
             left = left[size:]
-        self.changed = False
 
     def _call(self, rows: list[_Row], blocks: int) -> _Call:
         function, weights, where = self.functions[blocks]
@@ -334,24 +342,10 @@ class Engine:
             self._wake.notify_all()
         return request
 
-    def stream(self, sampler: Sampler, prompt: str = "", *args: Any, **options: Any) -> Iterator[Chunk]:
+    def stream(self, sampler: Sampler, prompt: str = "", *args: Any, **options: Any) -> _Stream:
         """As ``sampler.stream(prompt, ...)``, decoded together with all other requests."""
         events: SimpleQueue[Event] = SimpleQueue()
-        request = self.submit(events.put, sampler, prompt, *args, **options)
-
-        def chunks() -> Iterator[Chunk]:
-            try:
-                left = request.number
-                while left:
-                    event = events.get()
-                    if isinstance(event, Exception):
-                        raise event
-                    left -= sum(chunk.last for chunk in event)
-                    yield from event
-            finally:
-                self.cancel(request)
-
-        return chunks()
+        return _Stream(self, self.submit(events.put, sampler, prompt, *args, **options), events)
 
     def samples(self, sampler: Sampler, prompt: str = "", *args: Any, **options: Any) -> Iterator[Sample]:
         """Whole samples in order, as ``sampler.samples(prompt, ...)``."""
@@ -364,12 +358,13 @@ class Engine:
             waiting, rows = sum(each.waits for each in self._requests), self._live()
         return {"waiting": waiting, "rows": rows, "tokens": self.tokens}
 
-    def forget(self, sampler: Sampler) -> None:
-        """Keep nothing of these weights once their last request has ended."""
+    def forget(self, sampler: Sampler, state: DecoderState | None = None) -> None:
+        """Keep nothing of these weights, or those that follow ``state``, once their last request has ended."""
+        weights = sampler.weights_at(state)
         with self._wake:
-            for name, group in list(self._groups.items()):
-                if group.weights is sampler.weights and not group.rows:
-                    del self._groups[name]
+            for group in self._groups.values():
+                group.forgotten |= group.weights is weights
+            self._wake.notify_all()
 
     def close(self, *, finish: bool = True, seconds: float | None = None) -> None:
         """Take no more requests, and end the threads.
@@ -407,7 +402,7 @@ class Engine:
             raise BusyError(f"{waiting:,} requests wait already: try again later.", max(self._seconds * 10, 1.0))
 
     def _live(self) -> int:
-        return sum(len(group.rows) for group in self._groups.values())
+        return sum(row.stays for group in self._groups.values() for row in group.rows)
 
     # The thread that reads prompts.
 
@@ -418,7 +413,7 @@ class Engine:
                 if self._stopped:
                     return
                 request, chunks = self._unread.popleft()
-            if request.cancelled or time.monotonic() >= request.deadline:
+            if request.cancelled or not request.running or time.monotonic() >= request.deadline:
                 self._join(request)
                 continue
             try:
@@ -444,7 +439,8 @@ class Engine:
         """Compute the state of one row, and find its group."""
         start, begun = request.start, request.begun
         assert start is not None
-        state = DecodeState(start.carry, start.logits, begun.transforms, jnp.zeros(1, bool), *Last.none(1))
+        none: tuple[Any, ...] = np.zeros(1, bool), np.int32(0), np.full(1, -1, np.int32)  # NumPy dispatches nothing
+        state = DecodeState(start.carry, start.logits, begun.transforms, *none)
         leaves, request.tree = jax.tree.flatten(state)
         request.leaves = [np.asarray(leaf) for leaf in leaves]
         indices, size = np.array(request.unstarted, np.uint32), 16 if len(request.unstarted) <= 16 else 1024
@@ -471,29 +467,47 @@ class Engine:
     # The thread that decodes.
 
     def _decode(self) -> None:
-        pending: list[tuple[_Call, list[tuple[_Row, int]], Any]] = []
-        while True:
-            with self._wake:
-                if not (pending or self._stopped or self._runnable()):
-                    self._wake.wait(self._next_deadline())
-                if self._stopped:
-                    return
-                self._admit()
-                groups = [group for group in self._groups.values() if group.rows]
-            began = time.monotonic()
-            calls = []
-            for group in groups:
-                calls += self._dispatch(group)
-            for call, parts, drawn in pending:
-                self._deliver(call, parts, drawn)
-            pending = calls
-            self._end_late()
-            self._notify()
-            self._seconds = time.monotonic() - began
+        pending: list[_Started] = []
+        while not self._stopped:
+            try:
+                pending = self._round(pending)
+            except Exception as error:  # whatever it is, no request may wait for ever
+                _LOG.exception("The engine failed, and ends all its requests")
+                pending = []
+                with self._wake:
+                    requests = list(self._requests)
+                    self._read.clear()
+                    self._groups.clear()
+                self._fail(requests, error)
+
+    def _round(self, pending: list[_Started]) -> list[_Started]:
+        """Start the next chunk of all rows, and hand out ``pending``, the one before; returns what was started."""
+        with self._wake:
+            if not (pending or self._stopped or self._runnable()):
+                self._wake.wait(self._next_deadline())
+            if self._stopped:
+                return []
+            self._admit()
+            groups = [group for group in self._groups.values() if group.rows]
+        began = time.monotonic()
+        started = []
+        for group in groups:
+            started += self._dispatch(group)
+        for call, parts, drawn in pending:
+            self._deliver(call, parts, drawn)
+        self._end_late()
+        self._notify()
+        self._drop_forgotten()
+        self._seconds = time.monotonic() - began
+        return started
 
     def _runnable(self) -> bool:
         groups, requests = self._groups.values(), self._requests
-        return bool(self._read) or any(g.rows and g.functions for g in groups) or any(r.cancelled for r in requests)
+        return (
+            bool(self._read and self._live() < self.max_rows)
+            or any(group.rows and group.functions for group in groups)
+            or any(request.cancelled for request in requests)
+        )
 
     def _next_deadline(self) -> float | None:
         soonest = min((each.deadline for each in self._requests), default=float("inf"))
@@ -501,29 +515,57 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin samples of the requests that are read, one of each in turn, as long as there are rows free."""
+        self._read = deque(sorted(self._read, key=lambda request: not request.waits))  # those without a row first
+        self._park()
         free = self.max_rows - self._live()
         while self._read:
             request = self._read[0]
-            if request.cancelled or not request.unstarted or request.group is None:
+            if request.cancelled or request.group is None or not (request.unstarted or request.parked):
                 self._read.popleft()
                 continue
             if free <= 0:
                 return
             self._read.rotate(-1)
-            settings, sampler, group = request.settings, request.sampler, request.group
-            key, index = request.keys[-len(request.unstarted)][None], request.unstarted.popleft()
-            held, errors = request.begun.held, sampler.errors
-            text = StreamingDetokenizer(sampler.tokenizer, index, 0, settings, request.skip, held, errors)
-            if not settings.length:
-                request.end(text.finish("length"))
+            row, group = request.parked.popleft() if request.parked else self._begin(request), request.group
+            if not row.stays:  # it has no tokens, or the last ones came after it was parked
                 continue
             if group not in self._groups.values():  # it was idle for long
                 self._groups[id(group)] = group
-            group.rows.append(_Row(request, text, key, request.leaves))
+            group.rows.append(row)
             group.changed = True
             free -= 1
 
-    def _dispatch(self, group: _Group) -> list[tuple[_Call, list[tuple[_Row, int]], Any]]:
+    def _begin(self, request: Request) -> _Row:
+        """A row for the next sample of a request."""
+        settings, sampler = request.settings, request.sampler
+        key, index = request.keys[-len(request.unstarted)][None], request.unstarted.popleft()
+        held, errors = request.begun.held, sampler.errors
+        text = StreamingDetokenizer(sampler.tokenizer, index, 0, settings, request.skip, held, errors)
+        if not settings.length:
+            request.end(text.finish("length"))
+        return _Row(request, text, key, request.leaves)
+
+    def _park(self) -> None:
+        """Take rows from requests that have several, as many as requests without a row need."""
+        without = [each for each in self._read if each.waits and each.group is not None]
+        needed = len(without) - (self.max_rows - self._live())
+        if needed <= 0:
+            return
+        rows = [(group, row) for group in self._groups.values() for row in group.rows if row.stays]
+        having = Counter(row.request for _, row in rows)
+        share = max(self.max_rows // (len(having) + len(without)), 1)
+        for group, row in reversed(rows):  # those that began last
+            request = row.request
+            if needed and having[request] > share:
+                group.rows.remove(row)  # ``repack`` keeps its state
+                group.changed = True
+                request.parked.append(row)
+                if request not in self._read:
+                    self._read.append(request)
+                having[request] -= 1
+                needed -= 1
+
+    def _dispatch(self, group: _Group) -> list[_Started]:
         """Start the next chunk of a group's rows; it is computed while the last one is read."""
         if not group.calls:
             group.rows = [row for row in group.rows if row.stays]
@@ -553,8 +595,11 @@ class Engine:
         try:
             group.compile(blocks, leaves)
         except Exception as error:
-            group.compiling.discard(blocks)  # another request may try again
-            self._fail([row.request for row in group.rows], error)
+            if group.functions:  # it goes on with fewer blocks in a call
+                _LOG.exception("%s blocks cannot be decoded in one call", blocks)
+            else:
+                group.compiling.discard(blocks)  # another request may try again
+                self._fail([row.request for row in group.rows], error)
         with self._wake:
             self._wake.notify_all()
 
@@ -566,14 +611,19 @@ class Engine:
             return
         for (row, count), (block, place) in zip(parts, call.places):
             request = row.request
-            if row.text.running and not request.cancelled:
-                here = block, place, 0, slice(count)
+            if not row.text.running or request.cancelled:
+                continue
+            here = block, place, 0, slice(count)
+            try:
                 chunk = row.text.feed(tokens[here], logp[here])
-                self.tokens += count
-                if chunk.last:
-                    request.end(chunk)
-                else:
-                    request.events.append(chunk)
+            except Exception as error:
+                self._fail([request], error)
+                continue
+            self.tokens += chunk.tokens.size
+            if chunk.last:
+                request.end(chunk)
+            else:
+                request.events.append(chunk)
 
     def _end_late(self) -> None:
         """End the samples whose time is up, and forget the requests that were cancelled."""
@@ -582,7 +632,7 @@ class Engine:
             late = [each for each in self._requests if not each.cancelled and now >= each.deadline]
             rows = [row for group in self._groups.values() for row in group.rows] if late else []
             for request in late:
-                for row in rows:
+                for row in (*rows, *request.parked):
                     if row.request is request and row.text.running:
                         request.end(row.text.finish("time"))
                 while request.unstarted:
@@ -607,9 +657,18 @@ class Engine:
             if events and not request.cancelled:
                 self._tell(request, events)
 
+    def _drop_forgotten(self) -> None:
+        with self._wake:
+            for name in [name for name, group in self._groups.items() if group.forgotten and not group.rows]:
+                del self._groups[name]
+
     def _tell(self, request: Request, event: Event) -> None:
-        with suppress(RuntimeError):  # whoever asked is gone with its event loop
+        try:
             request.notify(event)
+        except Exception as error:  # one who asked and is gone, with its event loop (RuntimeError), or is broken
+            if not isinstance(error, RuntimeError):
+                _LOG.exception("A request cannot be told what was drawn: it ends")
+            self.cancel(request)
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         for request in dict.fromkeys(requests):
@@ -620,6 +679,35 @@ class Engine:
             if known and not request.cancelled:
                 self.cancel(request)
                 self._tell(request, error)
+
+
+class _Stream(Iterator[Chunk]):
+    """The chunks of a request. It ends when the stream is closed, or nobody has the stream any more."""
+
+    def __init__(self, engine: Engine, request: Request, events: SimpleQueue[Event]) -> None:
+        self._engine, self._request, self._events = engine, request, events
+        self._ready, self._left = deque[Chunk](), request.number
+
+    def __next__(self) -> Chunk:
+        while not self._ready:
+            if not self._left:
+                raise StopIteration
+            event = self._events.get()
+            if isinstance(event, Exception):
+                self._left = 0
+                raise event
+            self._left -= sum(chunk.last for chunk in event)
+            self._ready.extend(event)
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """End the request."""
+        self._left = 0
+        self._ready.clear()
+        self._engine.cancel(self._request)
+
+    def __del__(self) -> None:
+        self._request.cancelled = True  # without the lock, which this thread may be about to take or give
 
 
 def _split(array: np.ndarray, size: int) -> list[np.ndarray]:

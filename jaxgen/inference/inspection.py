@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import regex
 
 from jaxgen import jitted, notebook
 from jaxgen.errors import DataError, UsageError, check_int, check_kind, check_text, choose, counted
@@ -26,8 +28,8 @@ CHUNK, PIECE = 256, 4096
 MAX_NUMBERS = 1 << 28
 #: The feature is shifted by so many distances to find what chance gives.
 SHIFTS = 99
-#: How long a regular expression may look for its matches.
-SECONDS = 10.0
+#: How long a regular expression may look for its matches, and with how many bytes of memory.
+SECONDS, MEMORY = 10.0, 2**30
 #: Fewer tokens say nothing about a unit.
 MIN_TOKENS = 100
 #: The held-out correlation from which on a unit is said to tell a feature.
@@ -97,18 +99,54 @@ def feature_values(feature: str, text: str) -> np.ndarray:
     if feature in FEATURES:
         return FEATURES[feature](text)
     found = np.zeros(len(text))
+    for start, end in _spans(feature, text):
+        found[start:end] = 1
+    return found
+
+
+#: Reads a regular expression and a text, and writes the spans of the matches, or what is wrong with the expression.
+_SEARCH = """
+import json, sys
+import regex
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+except (ImportError, OSError, ValueError):
+    pass
+try:
+    found = [match.span() for match in regex.finditer(*json.load(sys.stdin))]
+except (regex.error, ValueError) as error:  # flags that exclude each other are a ValueError
+    found = str(error)
+json.dump(found, sys.stdout)
+"""
+
+
+def _spans(expression: str, text: str) -> list[tuple[int, int]]:
+    """Where a regular expression matches. Raises ``UsageError`` for one that is wrong, or needs too much.
+
+    It is another process that looks: an expression of few characters can need more memory than there is, or so much
+    time that only the end of the process stops it.
+    """
     try:
-        for match in regex.finditer(feature, text, timeout=SECONDS, concurrent=True):
-            found[match.start() : match.end()] = 1
-    except (regex.error, ValueError) as error:  # flags that exclude each other are a ValueError
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _SEARCH, str(MEMORY)],
+            input=json.dumps([expression, text]).encode(),
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
         raise UsageError(
-            f"{feature!r} is no feature and no regular expression ({error}): give {', '.join(FEATURES)}, or a regular "
-            "expression."
+            f"{expression!r} took more than {SECONDS:g} seconds: give a simpler expression, or a shorter text."
         ) from None
-    except TimeoutError:
+    if done.returncode:
+        raise UsageError(f"{expression!r} needs too much memory: give a simpler expression, or a shorter text.")
+    found: str | list[tuple[int, int]] = json.loads(done.stdout)
+    if isinstance(found, str):
         raise UsageError(
-            f"{feature!r} took more than {SECONDS:g} seconds: give a simpler expression, or a shorter text."
-        ) from None
+            f"{expression!r} is no feature and no regular expression ({found}): give {', '.join(FEATURES)}, or a "
+            "regular expression."
+        )
     return found
 
 

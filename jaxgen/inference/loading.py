@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any, Self
 
 import jax
@@ -26,7 +26,7 @@ from jaxgen.tasks.registry import DATA, objective
 from jaxgen.text import Reading, in_pieces
 from jaxgen.types import Params
 
-_PREPARING = Lock()
+_PREPARING = RLock()
 #: Attempts to read weights of a run that is being trained, which may delete a checkpoint before it is read.
 MAX_ATTEMPTS = 20
 
@@ -256,7 +256,9 @@ class TrainedModel:
         #: The folder of the run and the digest of the checkpoint, if the weights come from one.
         self.directory: RunDirectory | None = None
         self.digest = ""
-        self._params, self._prepared = params, None
+        self._params = params
+        #: What is computed from the weights once, by name. Copies with the same weights share it.
+        self._computed: dict[str, Any] = {}
 
     @property
     def params(self) -> Params:
@@ -266,11 +268,15 @@ class TrainedModel:
     @property
     def weights(self) -> Any:
         """The weights as decoding reads them, prepared at the first use; a wrong prompt compiles nothing."""
-        if self._prepared is None:
+        return self._once("weights", lambda: jitted.jit_prepare(self.task)(self._params))
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returned at the first call with this name."""
+        if name not in self._computed:
             with _PREPARING:  # several threads may use one model
-                if self._prepared is None:
-                    self._prepared = jitted.jit_prepare(self.task)(self._params)
-        return self._prepared
+                if name not in self._computed:
+                    self._computed[name] = compute()
+        return self._computed[name]
 
     def __repr__(self) -> str:
         run = f" {str(self.directory)!r}" if self.directory else ""
@@ -283,12 +289,11 @@ class TrainedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """What ``pickle`` keeps: the weights as NumPy arrays, and nothing that is compiled."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("_prefill", "_step")}
-        return {**kept, "_params": jax.device_get(self._params), "_prepared": None}
+        return {**vars(self), "_params": jax.device_get(self._params), "_computed": {}}
 
     def with_params(self, params: Params) -> Self:
         """Use other weights of the same shapes, which needs no new compilation; returns the object itself."""
-        self._params, self._prepared, self.digest = params, None, ""
+        self._params, self._computed, self.digest = params, {}, ""
         return self
 
 

@@ -121,7 +121,9 @@ class Predictor(TrainedModel):
             UsageError: The task of the run answers no inputs.
         """
         saved = LoadedRun.open(run, "predict")
-        predictor = cls(saved.task, saved.codec, saved.params()[1])
+        _, params, digest = saved.params_and_digest()
+        predictor = cls(saved.task, saved.codec, params)
+        predictor.digest = digest
         predictor.input_columns = getattr(saved.config, "input_columns", None)
         given = getattr(saved.config, "header", "auto")
         predictor.header = saved.resolved.get("header") if given == "auto" else given

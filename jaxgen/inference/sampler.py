@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -139,14 +139,6 @@ class Sampler(TrainedModel):
         self.held: dict[str, float] = {}
         #: What becomes of bytes that are not UTF-8 in texts; see ``exact``.
         self.errors = "replace"
-
-    @cached_property
-    def _prefill(self) -> Callable:
-        return jitted.jit_prefill(self.task)
-
-    @cached_property
-    def _step(self) -> Callable:
-        return jitted.jit_decode_step(self.task)
 
     @classmethod
     def load(cls, run: str | Path | None = None, command: str = "sample") -> Sampler:
@@ -351,6 +343,12 @@ class Sampler(TrainedModel):
 
     def initial_state(self) -> DecoderState:
         """The state before anything is read; its logits are zeros."""
+        if self.conditioning is None:
+            state: DecoderState = self._once("initial state", self._initial_state)
+            return state
+        return self._initial_state()
+
+    def _initial_state(self) -> DecoderState:
         carry, logits = self.task.initial_carry(1), jnp.zeros((1, self.tokenizer.vocab_size), jnp.float32)
         if self.conditioning is not None:
             vector = self.conditioning.vector(self.condition)[None]
@@ -366,12 +364,16 @@ class Sampler(TrainedModel):
         self, ids: np.ndarray, held: str = "", state: DecoderState | None = None
     ) -> Iterator[DecoderState]:
         """Read what ``open_prompt`` returned; yields the state after each chunk, the last one after everything."""
-        state = self.initial_state() if state is None else state
+        if state is None:
+            state = self.initial_state()
+            carry, logits = state.carry, state.logits
+        else:
+            carry, logits = self._to_weights_device((state.carry, state.logits))
         # Always one row, however many are decoded afterwards: the number of rows changes float bits.
-        carry, logits = self._to_weights_device((state.carry, state.logits))
+        prefill, weights = self._once("prefill", lambda: jitted.jit_prefill(self.task)), self.weights_at(state)
         chunks, tokens = prefill_chunks(ids), np.concatenate([state.tokens, ids]).astype(np.int32)
         for number, (read, valid) in enumerate(chunks, start=1):
-            carry, logits = self._prefill(self.weights_at(state), carry, logits, read, valid)
+            carry, logits = prefill(weights, carry, logits, read, valid)
             if number < len(chunks):
                 end = state.tokens.size + number * PREFILL_CHUNK
                 yield DecoderState(carry, logits, tokens[:end], adapted=state.adapted)
@@ -403,7 +405,8 @@ class Sampler(TrainedModel):
         """Read one token; returns the new state and the logits [V] of the next token, for custom decoding loops."""
         token = check_int("The token", token, 0, self.tokenizer.vocab_size - 1)
         carry = self._to_weights_device(state.carry)
-        carry, logits = self._step(self.weights_at(state), carry, jnp.full(1, token, jnp.int32))
+        step = self._once("step", lambda: jitted.jit_decode_step(self.task))
+        carry, logits = step(self.weights_at(state), carry, jnp.full(1, token, jnp.int32))
         tokens = np.append(state.tokens, np.int32(token))
         return DecoderState(carry, logits, tokens, adapted=state.adapted), logits[0]
 

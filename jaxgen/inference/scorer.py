@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from jaxgen import jitted
 from jaxgen.errors import UsageError, check_int, check_kind, check_text, choose, counted
 from jaxgen.inference.adaptation import Adaptation, AdaptiveOptions, AdaptiveReader, NeuralCache
 from jaxgen.inference.sampler import Sampler
+from jaxgen.inference.state import DecoderState
 from jaxgen.notebook import colored_tokens
 from jaxgen.sampling.decode import prefill_chunks
 from jaxgen.tokenizers.base import EOS, UNKNOWNS, Encoded, Tokenizer, encode_pieces
@@ -593,6 +595,46 @@ class ScoreStream:
             self.score += _sum(part)
             yield part
         self.score += size
+
+
+class StateScorer:
+    """Scores a text that continues a state, token by token, for example while it is generated.
+
+    Args:
+        sampler: The model.
+        start: The state before the text.
+        top: The number of most probable tokens to return at each position; fewer if the vocabulary has fewer.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> found = jaxgen.inference.scorer.StateScorer(sampler, sampler.read("the "), top=2).feed([7, 4])
+        >>> found.logp.shape, found.top.shape
+        ((2,), (2, 2))
+    """
+
+    def __init__(self, sampler: Sampler, start: DecoderState, top: int = 0) -> None:
+        self.top = min(check_int("The number of most probable tokens", top, 0, MAX_TOP), sampler.tokenizer.vocab_size)
+        self._score = jitted.jit_score(sampler.task, self.top)
+        self._weights, self._carry, self._logits = sampler.weights_at(start), start.carry, start.logits
+        self._last: int | None = None  # the last token, which is not read yet
+
+    def feed(self, tokens: npt.ArrayLike) -> TokenScores:
+        """The scores of the next tokens [T] of the text."""
+        ids, parts = np.asarray(tokens, np.int32), list[TokenScores]()
+        if ids.size and self._last is None:
+            logp = np.asarray(jax.nn.log_softmax(self._logits[0].astype(jnp.float32)))
+            best = np.argsort(-logp, kind="stable")[: self.top].astype(np.int32)
+            parts.append(TokenScores(ids[:1], logp[ids[:1]], best[None], logp[best][None]))
+            self._last, ids = int(ids[0]), ids[1:]
+        for targets in np.split(ids, range(CHUNK, ids.size, CHUNK)) if ids.size else ():
+            read = np.concatenate([[self._last], targets[:-1]])
+            inputs = [np.pad(each.astype(np.int32), (0, CHUNK - targets.size))[None] for each in (read, targets)]
+            valid = (np.arange(CHUNK) < targets.size)[None]
+            arguments = *inputs, np.zeros((1, CHUNK), bool), valid, self._carry
+            self._carry, scored = self._score(self._weights, self._carry, *arguments)
+            parts.append(TokenScores(targets, *(np.asarray(each)[0, : targets.size] for each in scored)))
+            self._last = int(targets[-1])
+        return concat(parts, self.top)
 
 
 #: The log-probabilities of a chunk [R, T], and the most probable tokens with theirs [R, T, top], on the device.

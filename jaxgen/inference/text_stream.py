@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -28,18 +29,31 @@ class StopStrings:
     def __init__(self, strings: Sequence[str]) -> None:
         self.strings = tuple(strings)
         self._held = ""
+        #: For each string the length of the longest beginning of it with which the text ends.
+        self._matched = [0] * len(self.strings)
 
     def feed(self, text: str) -> tuple[str, str | None]:
         """Read more text; returns what certainly comes before any stop string, and the string that was found."""
-        text = self._held + text
-        found = [(text.find(s) + len(s), -len(s), s) for s in self.strings if s in text]
-        if found:
-            end, _, string = min(found)
-            self._held = ""
-            return text[: end - len(string)], string
-        held = max((self._overlap(text, s) for s in self.strings), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held], None
+        before, text = len(self._held), self._held + text
+        for end in range(before + 1, len(text) + 1):
+            found = ""
+            for i, string in enumerate(self.strings):
+                if self._match(i, string, text[end - 1]) == len(string) > len(found):
+                    found = string
+            if found:
+                self._held, self._matched = "", [0] * len(self.strings)
+                return text[: end - len(found)], found
+        certain = len(text) - max(self._matched, default=0)
+        self._held = text[certain:]
+        return text[:certain], None
+
+    def _match(self, i: int, string: str, character: str) -> int:
+        """Read a character of the text for one string, as Knuth, Morris and Pratt do (1977, SIAM J. Comput. 6)."""
+        size = self._matched[i]
+        while size and string[size] != character:
+            size = borders(string)[size - 1]
+        self._matched[i] = size = size + (string[size] == character)
+        return size
 
     @property
     def held(self) -> int:
@@ -51,11 +65,17 @@ class StopStrings:
         rest, self._held = self._held, ""
         return rest
 
-    @staticmethod
-    def _overlap(text: str, string: str) -> int:
-        """The length of the longest end of ``text`` that is a beginning of ``string``."""
-        longest = min(len(text), len(string) - 1)
-        return next((n for n in range(longest, 0, -1) if string.startswith(text[len(text) - n :])), 0)
+
+@lru_cache(maxsize=1024)
+def borders(string: str) -> list[int]:
+    """For each beginning of a string the length of its longest proper beginning that is also its end."""
+    found, size = [0], 0
+    for character in string[1:]:
+        while size and string[size] != character:
+            size = found[size - 1]
+        size += string[size] == character
+        found.append(size)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +157,18 @@ def collect(chunks: Iterator[Chunk], tokenizer: Tokenizer | None = None) -> Iter
         turn = chunk.index if turn is None else turn
         parts.setdefault(chunk.index, []).append(chunk)
         if chunk.end is not None:
-            mine = parts.pop(chunk.index)
-            text = "".join(part.text for part in mine)
-            tokens, logp = (np.concatenate([getattr(part, name) for part in mine]) for name in ("tokens", "logp"))
-            done[chunk.index] = Sample(chunk.index, text, tokens, logp, chunk.end, tokenizer)
+            whole = joined(parts.pop(chunk.index))
+            done[chunk.index] = Sample(whole.index, whole.text, whole.tokens, whole.logp, chunk.end, tokenizer)
         while turn in done:
             yield done.pop(turn)
             turn += 1
+
+
+def joined(chunks: Sequence[Chunk]) -> Chunk:
+    """Consecutive chunks of one sample as one."""
+    text = "".join(chunk.text for chunk in chunks)
+    tokens, logp = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("tokens", "logp"))
+    return Chunk(chunks[0].index, text, tokens, logp, chunks[-1].end)
 
 
 def select_best(samples: Iterable[Sample], keep: int) -> list[Sample]:

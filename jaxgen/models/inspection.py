@@ -20,6 +20,9 @@ from jaxgen.errors import UsageError, choose
 from jaxgen.models.layers import RecurrentModel, cell_state
 from jaxgen.types import Array, Carry, Params
 
+#: The largest number of float32.
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class Seen(NamedTuple):
     """What a step has computed: for each layer its state and gates by name, and log-probabilities of the next token."""
@@ -123,8 +126,8 @@ def _holding(factory: Any, layer: Any, hidden: int, values: Mapping[Unit, float]
             raise UsageError(
                 f"There is no unit {unit}: {unit.array} of layer {unit.layer} has the units 0 to {numbers.size - 1}."
             )
-        if not math.isfinite(value):
-            raise UsageError(f"The unit {unit} cannot be held at {value}: give a finite number.")
+        if not abs(value) <= LARGEST:
+            raise UsageError(f"The unit {unit} cannot be held at {value}: give a number of float32.")
         held.append((int(numbers[unit.number]), float(value)))
     holding: Any = kind
     return partial(_holding_class(holding), **getattr(factory, "keywords", {}), held=tuple(held))

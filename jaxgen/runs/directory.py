@@ -149,13 +149,14 @@ class RunDirectory:
     def newest(cls, root: str | os.PathLike[str] = "runs", tasks: Collection[str] | None = None) -> RunDirectory:
         """The run under ``root`` whose configuration or newest checkpoint was written last (of one of ``tasks``).
 
-        Folders that cannot be read are left out, with a ``JaxgenWarning``.
+        A run that has not trained a step yet counts only if there is no other. Folders that cannot be read are left
+        out, with a ``JaxgenWarning``.
 
         Raises:
             CheckpointError: if there is no such run, or ``root`` cannot be listed.
         """
         root = Path(root)
-        found: list[tuple[float, str, RunDirectory]] = []
+        found: list[tuple[bool, float, str, RunDirectory]] = []
         others, unreadable = False, []
         try:
             names = list_members(root)
@@ -171,7 +172,7 @@ class RunDirectory:
                 with open(run.config_path, "rb"):  # whether it can be read
                     pass
                 if tasks is None or run.task() in (None, *tasks):
-                    found.append((run._last_written(), name, run))
+                    found.append((*run._last_written(), name, run))
                 else:
                     others = True
             except (FileNotFoundError, NotADirectoryError):  # not a run, or just removed
@@ -188,7 +189,7 @@ class RunDirectory:
                 f"There is no run{which} in {root}/. Train one with `python train.py`, or name one with --run DIR."
                 f"{ours}"
             )
-        return max(found, key=lambda each: each[:2])[2]
+        return max(found, key=lambda each: each[:3])[3]
 
     def relative_to_here(self) -> str:
         """The current folder as seen from the run, so that equal runs of different projects record the same.
@@ -266,13 +267,16 @@ class RunDirectory:
             raise ValueError(f"{name!r} is not the name of a file in the run; give a name without a folder.")
         return self.path / name
 
-    def _last_written(self) -> float:
+    def _last_written(self) -> tuple[bool, float]:
+        """Whether it has trained, and when its configuration or newest checkpoint was written."""
         times = [self.config_path.stat().st_mtime]
+        has_trained = (self.path / "report.json").exists()  # n-grams end at step 0
         with suppress(FileNotFoundError, NotADirectoryError):
             for entry in list(os.scandir(self.checkpoints_path)):
+                has_trained |= entry.name.isdecimal() and int(entry.name[:20]) > 0
                 with suppress(FileNotFoundError):  # a trainer has just removed it
                     times += [entry.stat().st_mtime] if entry.name[0] != "." else []
-        return max(times)
+        return has_trained, max(times)
 
 
 def list_members(folder: str | os.PathLike[str]) -> list[str]:

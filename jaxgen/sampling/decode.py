@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Bool, Float, Int, PyTree
+from jaxtyping import Bool, Float, Int, PyTree, UInt32
 
 from jaxgen.errors import check_int
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, update_chain
@@ -90,11 +90,12 @@ def make_key(seed: object) -> Key:
 
 def sample_keys(seed: int, indices: Int[ArrayLike, "B"]) -> RowKeys:
     """The keys of the samples ``indices`` of ``seed``."""
-    return _fold_in_each(make_key(seed), indices)
+    return _fold_in_each(np.array([0, check_seed(seed)], np.uint32), indices)
 
 
 @jax.jit
-def _fold_in_each(key: Key, indices: Int[ArrayLike, "B"]) -> RowKeys:
+def _fold_in_each(seed: UInt32[ArrayLike, "2"], indices: Int[ArrayLike, "B"]) -> RowKeys:
+    key = jax.random.wrap_key_data(jnp.asarray(seed), impl=PRNG)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
 
 

@@ -7,11 +7,11 @@ import base64
 import binascii
 import hashlib
 import json
+import logging
 import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,13 +39,14 @@ from jaxgen.server.completions import (
     MAX_TOKENS,
     Completion,
     Limits,
+    check_probabilities,
     conditioned,
     open_sampler,
     temperature_of,
     transforms_of,
 )
 from jaxgen.server.guard import Guard, error_body
-from jaxgen.server.models import KeptState, Models, NotFoundError, States
+from jaxgen.server.models import KeptState, Loaded, Models, NotFoundError, States
 from jaxgen.server.runs import Runs
 from jaxgen.server.schemas import (
     CompletionRequest,
@@ -59,10 +60,17 @@ from jaxgen.tokenizers.base import token_text
 from jaxgen.version import __version__
 
 Result = TypeVar("Result")
+_LOG = logging.getLogger("jaxgen.server")
 #: The files of the page.
 STATIC = Path(__file__).parent / "static"
 #: Seconds after which a client should try again while the server shuts down.
 RETRY_SECONDS = 5
+#: Texts of more tokens become a response in a thread.
+MAX_TOKENS_HERE = 5_000
+#: What a client is told of an error that is not its own.
+FAILED = "The server failed: its log says how."
+#: What a client is told of a body that is not even read as far as the place of its error.
+UNREADABLE = "The body is no JSON in UTF-8, is nested too deeply, or has a number of thousands of digits."
 #: The most inputs for which attention weights are returned.
 MAX_ATTENDED = 16
 #: The most tokens for which all units of an array are returned.
@@ -108,13 +116,38 @@ class Server:
         single = {name: each.runs[0] for name, each in models.by_name.items() if len(each.runs) == 1}
         self.runs = Runs(runs, {**several, **single})
         self.states, self.metrics = States(), Metrics(engine)
-        #: Everything but decoding computes one request at a time.
-        self._turn = asyncio.Semaphore(1)
+        #: Everything but decoding computes one request at a time; the probabilities of texts do not wait for others.
+        self._turn, self._probabilities = asyncio.Semaphore(1), asyncio.Semaphore(1)
+        self._waiting = 0
 
-    async def compute(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call ``function`` in a thread, one at a time."""
-        async with self._turn:
-            return await anyio.to_thread.run_sync(partial(function, *args))
+    async def answer(self, request: Request, function: Callable[[Any], Json], body: Any) -> JSONResponse:
+        """The result of ``function``, which computes in a thread, one at a time.
+
+        Raises ``BusyError`` if too many requests wait, or this one waits for too long.
+        """
+        if self._waiting >= self.engine.max_waiting:
+            raise BusyError(f"{self._waiting:,} requests wait already: try again later.", 10.0)
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            return JSONResponse(await _unless(gone, self._in_turn(function, body)))
+        finally:
+            gone.cancel()
+
+    async def _in_turn(self, function: Callable[[Any], Json], body: Any) -> Json:
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                await self._turn.acquire()
+        except TimeoutError:
+            seconds = self.limits.seconds
+            raise BusyError(f"The request has waited for {seconds:g} seconds: try again later.", 10.0) from None
+        finally:
+            self._waiting -= 1
+        try:
+            found: Json = _plain(await anyio.to_thread.run_sync(function, body))
+            return found
+        finally:
+            self._turn.release()
 
     # Completions
 
@@ -133,7 +166,7 @@ class Server:
             if body.stream:
                 parts = self._parts(completion, events, began)
                 first = await _unless(gone, anext(parts))  # an error before the first text is a response of its own
-                return StreamingResponse(_chained(first, parts), media_type="text/event-stream", headers=NO_CACHE)
+                return _Stream(completion, first, parts)
             while completion.left:
                 completion.read(*await _unless(gone, events.get()))
             choices = await self._maybe_compute(completion, completion.choices)
@@ -165,16 +198,19 @@ class Server:
             if options is not None and options.include_usage:
                 yield _sent(completion.response([], completion.usage))
             yield b"data: [DONE]\n\n"
-        except Exception as error:
+        except Exception:
             if first:
                 raise
-            yield _sent(error_body(str(error), 500))
-        finally:
-            completion.cancel()
+            _LOG.exception("A stream failed")
+            yield _sent(error_body(FAILED, 500))
 
     async def _maybe_compute(self, completion: Completion, function: Callable[[], Any]) -> Any:
-        """Call ``function``: here, unless it computes probabilities."""
-        return await self.compute(function) if completion.body.logprobs is not None else function()
+        """Call ``function``: here, unless it computes probabilities or has long texts, which others would wait for."""
+        is_long = not completion.body.stream and completion.completion_tokens > MAX_TOKENS_HERE
+        if completion.body.logprobs is None and not is_long:
+            return function()
+        async with self._probabilities:
+            return await anyio.to_thread.run_sync(function)
 
     # Other routes
 
@@ -182,7 +218,9 @@ class Server:
         """The log-probabilities of texts."""
         texts = [body.text] if isinstance(body.text, str) else body.text
         self._check_length(body.prompt, *texts)
-        served, _, sampler = self.models.language(body.model)
+        check_probabilities(sum(map(len, texts)), body.top)
+        served, loaded, sampler = self.models.language(body.model)
+        _check_unadapted(loaded)
         scorer = Scorer(sampler, top=min(body.top, sampler.tokenizer.vocab_size), unk=body.unk)
         found, tokenizer = [], sampler.tokenizer
         for text in texts:
@@ -229,6 +267,7 @@ class Server:
     def inspect(self, body: InspectRequest) -> Json:
         """The next-token distribution after a text, and what the model computes while it reads it."""
         self._check_length(body.text)
+        check_probabilities(len(body.text), len(body.units or ()))
         name, sampler, before, _ = open_sampler(self.models, self.states, body)
         settings = GenerationConfig(MAX_TOKENS, temperature_of(body), 0, transforms_of(body))
         state, tokenizer = sampler.read(body.text, before, unk=body.unk), sampler.tokenizer
@@ -243,6 +282,7 @@ class Server:
         ]
         found: Json = {"object": "inspection", "model": name, "checkpoint": sampler.digest, "next": steps}
         if body.units is not None or body.array is not None or body.find is not None:
+            _check_unadapted(self.models.language(body.model)[1])
             if before is not None:
                 raise UsageError("Units are shown from the beginning of a text: leave out state.")
             found |= _inside(inspect_text(sampler, body.text, probabilities=False, unk=body.unk), body)
@@ -313,13 +353,7 @@ def create_app(
         origins: Origins of web pages elsewhere that may use it.
         max_bytes: The largest body of a request.
     """
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await anyio.to_thread.run_sync(server.models.close)
-
-    app = FastAPI(title="jaxgen", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="jaxgen", version=__version__, docs_url=None, redoc_url=None)
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": text}
         for status, text in ((400, "It cannot be used"), (401, "Wrong key"), (404, "Unknown"), (429, "Busy"))
@@ -334,24 +368,24 @@ def create_app(
         return await server.completions(body, request)
 
     @route("POST", "/v1/score")
-    async def score(body: ScoreRequest) -> JSONResponse:
+    async def score(body: ScoreRequest, request: Request) -> JSONResponse:
         """The log-probabilities of texts and their tokens, in nats."""
-        return JSONResponse(await server.compute(server.score, body))
+        return await server.answer(request, server.score, body)
 
     @route("POST", "/v1/predict")
-    async def predict(body: PredictRequest) -> JSONResponse:
+    async def predict(body: PredictRequest, request: Request) -> JSONResponse:
         """The answers of a classifier, a translator or a captioner."""
-        return JSONResponse(_plain(await server.compute(server.predict, body)))
+        return await server.answer(request, server.predict, body)
 
     @route("POST", "/v1/inspect")
-    async def inspect(body: InspectRequest) -> JSONResponse:
+    async def inspect(body: InspectRequest, request: Request) -> JSONResponse:
         """The distribution of the next token after a text, and outputs of the last layer."""
-        return JSONResponse(_plain(await server.compute(server.inspect, body)))
+        return await server.answer(request, server.inspect, body)
 
     @route("POST", "/v1/states")
-    async def add_state(body: StateRequest) -> JSONResponse:
+    async def add_state(body: StateRequest, request: Request) -> JSONResponse:
         """Keep the state after a text, or between two states, to continue from it."""
-        return JSONResponse(await server.compute(server.add_state, body))
+        return await server.answer(request, server.add_state, body)
 
     @route("GET", "/v1/states/{name}")
     async def state_file(name: str) -> Response:
@@ -412,10 +446,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        each = error.errors()[0]
-        where = ".".join(str(part) for part in each["loc"] if part != "body")[:200]
-        message = each["msg"] if not where else f"{where}: {each['msg']}"
-        return _failure(400, _readable(message))
+        return _failure(400, _readable(_sentence(error.errors())))
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> JSONResponse:
@@ -429,11 +460,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return _failure(500, "The server failed: its log says how.")
+        return _failure(500, FAILED)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return _failure(error.status_code, str(error.detail))
+        unread = error.status_code == 400  # FastAPI has no other error of this status
+        return _failure(error.status_code, UNREADABLE if unread else str(error.detail))
 
     app.add_exception_handler(404, lambda *_: _failure(404, "There is nothing at this path: see /openapi.json."))
     app.add_exception_handler(405, lambda *_: _failure(405, "This path has other methods: see /openapi.json."))
@@ -441,6 +473,30 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 def _failure(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse(error_body(message, status), status, headers)
+
+
+def _sentence(errors: Sequence[Any]) -> str:
+    """The error of a request, as a sentence.
+
+    A field of several types has an error for each. Those of a type that the value does not even have say nothing, as
+    long as there is another.
+    """
+    each = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
+    where = [part for part in each["loc"] if part != "body"]
+    if each["type"] == "json_invalid":
+        reason = each.get("ctx", {}).get("error", "it ends too early")
+        return f"The body is no JSON in UTF-8: at character {where[0] + 1}, {reason[:1].lower()}{reason[1:]}."
+    if not where:
+        return "The body is no JSON object: send one, with content-type application/json."
+    name = str(where[0])[:200]
+    if each["type"] == "extra_forbidden":
+        return f"There is no field {name!r}: /openapi.json lists those that there are."
+    if each["type"] == "missing":
+        return f"The field {name!r} is missing: give it."
+    problems = [each["msg"]]
+    if each["type"].endswith("_type"):
+        problems = list(dict.fromkeys(every["msg"] for every in errors if every["loc"][:2] == each["loc"][:2]))
+    return f"{name} cannot be used: {', or '.join(problem[:1].lower() + problem[1:] for problem in problems)[:500]}."
 
 
 def _readable(message: str) -> str:
@@ -468,18 +524,41 @@ async def _unless(gone: asyncio.Future[None], waited: Awaitable[Result]) -> Resu
     return task.result()
 
 
+class _Stream(StreamingResponse):
+    """The parts of a completion, which ends with the response. (Its iterator ends only when it is collected.)"""
+
+    def __init__(self, completion: Completion, first: bytes, rest: AsyncIterator[bytes]) -> None:
+        super().__init__(_chained(first, rest), media_type="text/event-stream", headers=NO_CACHE)
+        self._completion = completion
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._completion.cancel()
+
+
 async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        yield first
-        async for part in rest:
-            yield part
-    finally:
-        await rest.aclose()  # type: ignore[attr-defined]
+    yield first
+    async for part in rest:
+        yield part
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def _sent(value: Json) -> bytes:
     """A server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n".encode()
+    return f"data: {_JSON.encode(value)}\n\n".encode()
+
+
+def _check_unadapted(loaded: Loaded) -> None:
+    """Raise ``UsageError`` for weights that have adapted to a text."""
+    if loaded.before is not None:
+        raise UsageError(
+            "Scores and units are those of a run, and these weights have adapted to a text: serve it without "
+            "--adapt-to."
+        )
 
 
 def _token(tokenizer: Any, token: int, logp: float) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from jaxgen.errors import UsageError
-from jaxgen.inference.alternatives import Alternatives
 from jaxgen.inference.engine import Engine, Event, Request
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.receipts import StateFile, StateOrigin, exact_text, receipt
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.scorer import Scorer
+from jaxgen.inference.scorer import StateScorer, TokenScores
 from jaxgen.inference.state import DecoderState
-from jaxgen.inference.text_stream import Chunk, Sample, collect, select_best
+from jaxgen.inference.text_stream import Chunk, Sample, collect, joined, select_best
 from jaxgen.sampling.transforms import (
     Bias,
     Forbid,
@@ -39,6 +38,8 @@ from jaxgen.tokenizers.base import token_text
 
 #: Defaults of OpenAI's interface.
 MAX_TOKENS, TEMPERATURE = 16, 1.0
+#: The most probabilities of a response.
+MAX_PROBABILITIES = 2**20
 #: From this bias down a token is never drawn.
 NEVER = -100
 #: Why a text ended -> the reason that OpenAI's interface has for it.
@@ -97,6 +98,15 @@ def temperature_of(body: Drawing) -> Any:
     return tuple(given) if isinstance(given, list) else given
 
 
+def check_probabilities(tokens: int, top: int) -> None:
+    """Raise ``UsageError`` if the probabilities of so many tokens and of the ``top`` best at each are too many."""
+    if tokens * (1 + top) > MAX_PROBABILITIES:
+        raise UsageError(
+            f"{tokens:,} tokens with {1 + top:,} probabilities each are asked for, and a response may have "
+            f"{MAX_PROBABILITIES:,} of them: ask for fewer texts, tokens or alternatives."
+        )
+
+
 def conditioned(sampler: Sampler, body: Condition) -> Sampler:
     """``sampler`` for the labels and features of a request. Raises ``UsageError``."""
     if body.label is None and body.features is None:
@@ -129,11 +139,12 @@ def open_sampler(
 class Text:
     """One text of a completion: what came of it so far."""
 
+    place: int  # the number of its prompt
     prompt: str
     index: int
     number: int  # among all texts of the response
     request: Request
-    alternatives: Alternatives | None = None
+    scorer: StateScorer | None = None
     chunks: list[Chunk] = field(default_factory=list)
     sent: int = 0  # chunks that were streamed
     offset: int = 0  # characters of the tokens so far
@@ -161,7 +172,7 @@ class Completion:
         prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt or ""]
         self.number, self.drawn = body.n or 1, body.best_of or body.n or 1
         self._check_limits(prompts, limits)
-        self.model, sampler, before, self.origin = open_sampler(models, states, body)
+        self.model, sampler, self.before, self.origin = open_sampler(models, states, body)
         self.sampler = sampler.exact()
         self.settings = GenerationConfig(
             MAX_TOKENS if body.max_tokens is None else body.max_tokens,
@@ -174,6 +185,7 @@ class Completion:
         )
         self.requests: list[Request] = []
         self.texts: dict[tuple[int, int], Text] = {}
+        self._prompts: dict[int, Json] = {}  # the log-probabilities of the prompts, by their numbers
         self.prompt_tokens = self.completion_tokens = 0
         first = body.sample_index or 0
         whole = not body.stream
@@ -186,7 +198,7 @@ class Completion:
                     self.settings,
                     num_samples=self.drawn,
                     first=first,
-                    state=before,
+                    state=self.before,
                     unk=body.unk,
                     seconds=limits.seconds,
                     whole=whole,
@@ -195,7 +207,7 @@ class Completion:
                 self.prompt_tokens += int(request.begun.ids.size)
                 for i in range(self.drawn):
                     number = place * self.number + i
-                    self.texts[place, first + i] = Text(prompt, first + i, number, request)
+                    self.texts[place, first + i] = Text(place, prompt, first + i, number, request)
         except BaseException:
             self.cancel()
             raise
@@ -209,6 +221,9 @@ class Completion:
             raise UsageError(f"max_tokens is {body.max_tokens:,}, and a text may have {limits.tokens:,}: give less.")
         if sum(map(len, prompts)) > limits.prompt:
             raise UsageError(f"The prompts have more than {limits.prompt:,} characters: give shorter ones.")
+        if body.logprobs is not None:
+            tokens = asked * (MAX_TOKENS if body.max_tokens is None else body.max_tokens)
+            check_probabilities(tokens + bool(body.echo) * self.drawn * sum(map(len, prompts)), body.logprobs)
         if self.drawn < self.number:
             raise UsageError(f"best_of is {self.drawn}, less than n, {self.number}: give more, or leave it out.")
         if self.drawn > self.number and body.stream:
@@ -237,17 +252,13 @@ class Completion:
         texts = dict.fromkeys(text for place, event in events for text in self.read(place, event))
         choices = []
         for text in texts:
-            begins, chunk = text.sent == 0, _whole(text.chunks[text.sent :])
+            begins, chunk = text.sent == 0, joined(text.chunks[text.sent :])
             text.sent = len(text.chunks)
-            shown: Mapping[str, str] = exact_text("text", chunk.text)
-            logprobs = self._logprobs(text, chunk)
-            if begins and self.body.echo:
-                shown, logprobs = self._with_prompt(text, shown, logprobs)
             about: Json = {}
             if chunk.last:
-                (sample,) = collect(iter([_whole(text.chunks)]), self.sampler.tokenizer)
+                (sample,) = collect(iter(text.chunks), self.sampler.tokenizer)
                 about = {"receipt": self._receipt(text, sample)}
-            choices.append(self._choice(text.number, shown, logprobs, chunk.end, about))
+            choices.append(self._choice(text, text.number, chunk, begins, about))
         return choices
 
     def choices(self) -> list[Json]:
@@ -255,77 +266,72 @@ class Completion:
         found = []
         for place in range(len(self.requests)):
             texts = [text for (at, _), text in self.texts.items() if at == place]
-            samples = [next(collect(iter([_whole(text.chunks)]), self.sampler.tokenizer)) for text in texts]
+            samples = [next(collect(iter(text.chunks), self.sampler.tokenizer)) for text in texts]
             if self.drawn > self.number:
                 samples = select_best(samples, self.number)
             for rank, sample in enumerate(samples):
                 text = self.texts[place, sample.index]
-                shown: Mapping[str, str] = exact_text("text", sample.text)
-                logprobs = self._logprobs(text, sample)
-                if self.body.echo:
-                    shown, logprobs = self._with_prompt(text, shown, logprobs)
                 about = {"receipt": self._receipt(text, sample)}
-                found.append(self._choice(place * self.number + rank, shown, logprobs, sample.end, about))
+                found.append(self._choice(text, place * self.number + rank, sample, True, about))
         return found
 
-    def _choice(
-        self, number: int, shown: Mapping[str, str], logprobs: Json | None, end: str | None, about: Json
-    ) -> Json:
-        return {**shown, "index": number, "logprobs": logprobs, "finish_reason": REASONS.get(end or ""), **about}
+    def _choice(self, text: Text, number: int, chunk: Chunk, begins: bool, about: Json) -> Json:
+        """A choice with the text of ``chunk``, after the prompt if that is asked for and the text begins here."""
+        shown, echoes = chunk.text, begins and self.body.echo
+        logprobs: Json | None = None
+        if echoes:
+            shown = self.sampler.reading.text(text.prompt) + shown
+        if self.body.logprobs is not None:
+            parts = [self._prompt_logprobs(text)] if echoes and text.prompt else []
+            text.offset += sum(len(token) for part in parts for token in part["tokens"])
+            parts.append(self._logprobs(text, chunk))
+            logprobs = {name: [each for part in parts for each in part[name]] for name in parts[0]}
+            if not self.body.logprobs:
+                logprobs["top_logprobs"] = None
+        reason = REASONS.get(chunk.end or "")
+        return {**exact_text("text", shown), "index": number, "logprobs": logprobs, "finish_reason": reason, **about}
 
     def _receipt(self, text: Text, sample: Sample) -> Json:
         return receipt(self.sampler, self.settings, sample, prompt=text.prompt, unk=self.body.unk, origin=self.origin)
 
-    def _logprobs(self, text: Text, chunk: Chunk) -> Json | None:
-        top = self.body.logprobs
-        if top is None:
-            return None
-        tokenizer = self.sampler.tokenizer
-        tokens = [token_text(tokenizer, i) for i in chunk.tokens.tolist()]
-        offsets = []
-        for token in tokens:
-            offsets.append(text.offset)
-            text.offset += len(token)
-        best: list[Json] | None = None
+    def _logprobs(self, text: Text, chunk: Chunk) -> Json:
+        """The log-probabilities of the next tokens of a text."""
+        top, none = self.body.logprobs or 0, np.zeros((chunk.tokens.size, 0), np.int32)
+        scored = TokenScores(chunk.tokens, chunk.logp, none, none)
         if top and chunk.tokens.size:
-            if text.alternatives is None and text.request.start is not None:
-                text.alternatives = Alternatives(self.sampler, text.request.start, top)
-            assert text.alternatives is not None
-            found = text.alternatives.feed(chunk.tokens)
-            best = [{token_text(tokenizer, i): logp for i, logp in each} for each in found]
-        logp = [float(each) for each in chunk.logp]
-        return {"tokens": tokens, "token_logprobs": logp, "top_logprobs": best, "text_offset": offsets}
+            if text.scorer is None:
+                assert text.request.start is not None
+                text.scorer = StateScorer(self.sampler, text.request.start, top)
+            scored = text.scorer.feed(chunk.tokens)._replace(logp=chunk.logp)
+        found = self._shown(scored, text.offset)
+        text.offset += sum(map(len, found["tokens"]))
+        return found
 
-    def _with_prompt(
-        self, text: Text, shown: Mapping[str, str], logprobs: Json | None
-    ) -> tuple[Mapping[str, str], Json | None]:
-        """The text and its log-probabilities after the prompt and those of its tokens."""
-        prompt = self.sampler.reading.text(text.prompt)
-        whole = exact_text("text", prompt + shown["text"])
-        if logprobs is None or not prompt:
-            return whole, logprobs
-        top = self.body.logprobs or 0
-        scorer = Scorer(self.sampler, end=False if self.sampler.documents else None, top=top, unk=self.body.unk)
-        scored = scorer.per_token(prompt)
-        tokenizer = self.sampler.tokenizer
-        tokens = [token_text(tokenizer, i) for i in scored.tokens.tolist()]
-        offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
-        # Nothing comes before the first token of a running text, so it has no probability.
-        logp: list[float | None] = [float(each) for each in scored.logp]
-        best: list[Any] = [
-            {token_text(tokenizer, i): float(p) for i, p in zip(*row)} for row in zip(scored.top, scored.top_logp)
+    def _prompt_logprobs(self, text: Text) -> Json:
+        """The log-probabilities of the tokens of a text's prompt, which are computed once for all its texts."""
+        if text.place not in self._prompts:
+            ids, sampler, start = text.request.begun.ids, self.sampler, self.before
+            if start is None and sampler.documents:
+                start, ids = sampler.read_tokens(ids[:1]), ids[1:]
+            start = sampler.initial_state() if start is None else start
+            found: Json = self._shown(StateScorer(sampler, start, self.body.logprobs or 0).feed(ids), 0)
+            if not start.tokens.size and ids.size:  # nothing comes before it, so it has no probability
+                found["token_logprobs"][0] = found["top_logprobs"][0] = None
+            self._prompts[text.place] = found
+        return self._prompts[text.place]
+
+    def _shown(self, scored: TokenScores, offset: int) -> Json:
+        """Log-probabilities as OpenAI's interface has them. A token that cannot be drawn is left out."""
+        ids = {*scored.tokens.tolist(), *scored.top.flatten().tolist()}
+        texts = {i: token_text(self.sampler.tokenizer, i) for i in ids}
+        tokens = [texts[i] for i in scored.tokens.tolist()]
+        ends = np.cumsum([offset, *map(len, tokens)]).tolist()
+        best = [
+            {texts[i]: logp for i, logp in zip(*each) if logp > -np.inf}
+            for each in zip(scored.top.tolist(), scored.top_logp.tolist())
         ]
-        if not self.sampler.documents and logp:
-            logp[0], best[0] = None, None
-        length = sum(map(len, tokens))
-        added = [length + each for each in logprobs["text_offset"]]
-        text.offset += length
-        return whole, {
-            "tokens": tokens + logprobs["tokens"],
-            "token_logprobs": logp + logprobs["token_logprobs"],
-            "top_logprobs": best + (logprobs["top_logprobs"] or []) if top else None,
-            "text_offset": offsets + added,
-        }
+        logp = scored.logp.tolist()
+        return {"tokens": tokens, "token_logprobs": logp, "top_logprobs": best, "text_offset": ends[:-1]}
 
     def response(self, choices: list[Json], usage: Json | None = None) -> Json:
         """A response, or a part of a streamed one."""
@@ -337,10 +343,3 @@ class Completion:
         """Tokens that were read and drawn."""
         read, drawn = self.prompt_tokens, self.completion_tokens
         return {"prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn}
-
-
-def _whole(chunks: list[Chunk]) -> Chunk:
-    """The chunks of one sample as one."""
-    text = "".join(chunk.text for chunk in chunks)
-    tokens, logp = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("tokens", "logp"))
-    return Chunk(chunks[0].index, text, tokens, logp, chunks[-1].end)

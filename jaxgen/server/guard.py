@@ -32,6 +32,8 @@ SECURITY_HEADERS = (
 )
 #: Seconds that a request may take to arrive.
 BODY_SECONDS = 30.0
+#: Seconds for which a client may read nothing of its response.
+SEND_SECONDS = 300.0
 
 
 def error_body(message: str, status: int, code: str | None = None) -> dict[str, Any]:
@@ -92,7 +94,11 @@ class Guard:
                 if not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"no-cache"))  # the page is that of the running version
                 message = {**message, "headers": headers}
-            await send(message)
+            try:
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send(message)
+            except TimeoutError:  # the client reads nothing, and would hold its response for ever
+                raise ClientDisconnect from None
 
         try:
             await self._answer(scope, receive, watched)
@@ -135,7 +141,8 @@ class Guard:
         if self.local and _name(host) not in LOOPBACK:
             raise Refusal(403, f"This server answers to {', '.join(LOOPBACK)} only: start it with --host for others.")
         origin = headers.get(b"origin")
-        if origin is not None and origin not in self.origins and urlsplit(origin).netloc != host:
+        own = bool(host) and (origin or "").partition("://")[2].lower() == host.lower()
+        if origin is not None and origin not in self.origins and not own:
             raise Refusal(403, "Pages of other origins may not use this server: start it with --allow-origin.")
         preflight = scope["method"] == "OPTIONS" and origin is not None
         public = scope["path"] in OPEN_PATHS or scope["path"].startswith("/static/")

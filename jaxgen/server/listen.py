@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,8 @@ from jaxgen.inference.engine import Engine
 
 #: Connections that wait to be accepted, and that may be open.
 BACKLOG, MAX_CONNECTIONS = 2_048, 4_096
+#: Seconds in which clients may read the ends of their texts after a second signal.
+LAST_SECONDS = 1.0
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -35,20 +38,23 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """The first signal ends the engine, and then the server; a second one ends both at once."""
+    """The first signal ends the engine, and then the server; a second one ends both, and waits for no client."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, finish: bool, grace: float) -> None:
         super().__init__(config)
         self._engine, self._finish, self._grace = engine, finish, grace
-        self._closing: threading.Thread | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        again = self.should_exit
         super().handle_exit(sig, frame)
-        finish = self._finish and self._closing is None
-        self._closing = threading.Thread(
-            target=self._engine.close, kwargs={"finish": finish, "seconds": self._grace}, daemon=True
-        )
-        self._closing.start()
+        self.force_exit = False  # it would cut off the texts that end now
+        threading.Thread(target=self._close, args=(again,), daemon=True).start()
+
+    def _close(self, again: bool) -> None:
+        self._engine.close(finish=self._finish and not again, seconds=self._grace)
+        if again:
+            time.sleep(LAST_SECONDS)
+            self.force_exit = True
 
 
 def listen(app: Any, listening: socket.socket, engine: Engine, *, finish: bool = True, grace: float = 30.0) -> None:
@@ -66,7 +72,7 @@ def listen(app: Any, listening: socket.socket, engine: Engine, *, finish: bool =
         log_config=None,
         access_log=False,
         server_header=False,
-        lifespan="on",
+        lifespan="off",
         ws="none",
         timeout_keep_alive=30,
         timeout_graceful_shutdown=int(grace) + 5,

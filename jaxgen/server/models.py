@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxgen.errors import CheckpointError, DataError, JaxgenError, UsageError, listed
+from jaxgen.errors import JaxgenError, UsageError, listed
 from jaxgen.inference.engine import Engine
 from jaxgen.inference.inspection import clamped
 from jaxgen.inference.loading import LoadedRun
@@ -58,6 +58,7 @@ class Served:
     current: Loaded
     created: int
     versions: tuple[object, ...]
+    problem: str = ""  # why it could not be loaded anew
 
     @classmethod
     def of(cls, name: str, task: str, load: Callable[[], Loaded], runs: Sequence[Path]) -> Served:
@@ -73,7 +74,7 @@ class Served:
         former, self.current = self.current, self.load()
         self.versions, self.created = versions, int(time.time())
         if former.sampler is not None:
-            engine.forget(former.sampler)
+            engine.forget(former.sampler, former.before)
         return True
 
 
@@ -161,8 +162,12 @@ class Models:
             try:
                 if served.reload(self._engine):
                     self._note(f"{served.name}: checkpoint {served.current.checkpoint} is loaded.")
-            except (CheckpointError, DataError, UsageError) as error:
-                self._note(f"{served.name} cannot be loaded anew: {error}")
+                served.problem = ""
+            except Exception as error:  # whatever a folder holds in the middle of a change, the next look may succeed
+                problem = f"{served.name} cannot be loaded anew: {error}"
+                if problem != served.problem:
+                    self._note(problem)
+                served.problem = problem
 
     def close(self) -> None:
         """Stop looking for new checkpoints."""

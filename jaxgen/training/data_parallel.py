@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxgen.training.schedules import Rates
-from jaxgen.training.step import StepMetrics, TrainState, eval_step, train_steps
+from jaxgen.training.step import StepMetrics, TrainState, apply_gradients, eval_step, sum_gradients, train_steps
 from jaxgen.training.task import Task
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches, WindowIndex, Windows
 from jaxgen.types import Array, ArrayLike, Carry, Key, Params
@@ -173,6 +173,51 @@ def shard_train_steps_with_stop_flag(
         in_specs=(_REPLICATED, _STATE, batches, _REPLICATED, _REPLICATED, _SHARDED),
         out_specs=(_STATE, (_REPLICATED, _REPLICATED)),
     )
+
+
+# --- parameters and optimizer state sharded too
+
+
+def full_sharding(mesh: Mesh, state: TrainState) -> TrainState:
+    """How to shard every array of ``state``: the carry by rows, the others along their longest axis that can be.
+
+    Arrays without an axis whose size is divisible by the number of devices are replicated.
+    """
+
+    def along(leaf: Array) -> NamedSharding:
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
+        axes: list[str | None] = [None] * leaf.ndim
+        if fitting:
+            axes[max(fitting, key=lambda axis: leaf.shape[axis])] = BATCH_AXIS
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    carry = jax.tree.map(lambda _: NamedSharding(mesh, _SHARDED), state.carry)
+    return jax.tree.map(along, state._replace(carry=None))._replace(carry=carry)
+
+
+def fully_shard_train_step(
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, accumulate: int = 1
+) -> Callable:
+    """``train_step`` for a state that is sharded as ``full_sharding`` says: ``(key, state, batch, rates=None)``.
+
+    Each device gathers the parameters for its rows of ``batch``, the gradients are summed over devices, and each device
+    updates its share of the parameters and the optimizer state, which it keeps (as FSDP does; Rajbhandari et al. 2020,
+    arXiv:1910.02054). The results equal those of one device up to the order of float additions. Between steps a device
+    stores 1 / N of everything but the batch.
+    """
+    gradients = jax.shard_map(
+        partial(sum_gradients, task, axis=BATCH_AXIS, accumulate=accumulate),
+        mesh=mesh,
+        in_specs=(_REPLICATED, _REPLICATED, _REPLICATED, _SHARDED, _SHARDED),
+        out_specs=(_SHARDED, _REPLICATED),
+    )
+
+    def step(key: Key, state: TrainState, batch: PyTree, rates: Rates | None = None) -> tuple[TrainState, StepMetrics]:
+        carry, sums = gradients(key, state.step, state.params, state.carry, batch)
+        after, metrics = apply_gradients(optimizer, state._replace(carry=carry), sums, rates=rates)
+        return lax.with_sharding_constraint(after, full_sharding(mesh, state)), metrics
+
+    return step
 
 
 def shard_eval_step(task: Task, mesh: Mesh) -> Callable:

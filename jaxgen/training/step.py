@@ -135,7 +135,31 @@ def train_step(
         >>> int(state.step), bool(metrics.loss > 0)
         (1, True)
     """
-    rows, params = jax.tree.leaves(batch)[0].shape[0], state.params
+    carry, sums = sum_gradients(task, key, state.step, state.params, state.carry, batch, axis, accumulate)
+    return apply_gradients(optimizer, state._replace(carry=carry), sums, axis, rates)
+
+
+class Sums(NamedTuple):
+    """What a batch adds up to, over all devices."""
+
+    weight: Float[Array, ""]  # by which the gradients are divided
+    nll: Float[Array, ""]
+    targets: Float[Array, ""]
+    grads: Params
+
+
+def sum_gradients(
+    task: Task,
+    key: Key,
+    step: Int[Array, ""],
+    params: Params,
+    carry: Carry,
+    batch: PyTree,
+    axis: str | None = None,
+    accumulate: int = 1,
+) -> tuple[Carry, Sums]:
+    """The first half of ``train_step``: the carry after ``batch``, and the sums of losses and gradients."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
     first: Array | int = 0
     if axis is not None:
         # Each device differentiates its own copy. Differentiating the replicated parameters would sum the gradients
@@ -143,34 +167,44 @@ def train_step(
         params = jax.tree.map(lambda a: lax.pcast(a, axis, to="varying"), params)
         # The key follows from the place in the whole batch, so dropout does not depend on the number of devices.
         first = lax.axis_index(axis) * rows
-    keys = row_keys(key, state.step, rows, first) if task.is_random else None
+    keys = row_keys(key, step, rows, first) if task.is_random else None
 
     def summed_loss(
         params: Params, carry: Carry, batch: PyTree, keys: RowKeys | None
     ) -> tuple[Array, tuple[Carry, tuple[Array, Array, Array]]]:
         if rate := getattr(task, "weight_dropout", 0.0):
-            params = drop_weights(params, rate, jax.random.fold_in(at_step(key, state.step), NO_ROW))
+            params = drop_weights(params, rate, jax.random.fold_in(at_step(key, step), NO_ROW))
         carry, totals = task.loss(params, carry, batch, keys)
         aim = getattr(totals, "objective", Objective(totals.nll, totals.targets))
         return aim.loss, (carry, (aim.weight, totals.nll, totals.targets))
 
-    def sums_of(carry: Carry, batch: PyTree, keys: RowKeys | None) -> tuple[Carry, tuple[Array, Array, Array, Params]]:
+    def sums_of(carry: Carry, batch: PyTree, keys: RowKeys | None) -> tuple[Carry, Sums]:
         (_, (carry, totals)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, carry, batch, keys)
-        return carry, (*totals, grads)
+        weight, nll, count = totals
+        return carry, Sums(weight, nll, count, grads)
 
     with jax.threefry_partitionable(True):  # the user's JAX settings must not change dropout
-        parts = state.carry, batch, keys
+        parts = carry, batch, keys
         carry, sums = sums_of(*parts) if accumulate == 1 else _in_turn(sums_of, parts, accumulate, axis)
+    return carry, sums if axis is None else sum_over_devices(sums, axis)
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    sums: Sums,
+    axis: str | None = None,
+    rates: Rates | None = None,
+) -> tuple[TrainState, StepMetrics]:
+    """The second half of ``train_step``: the update, for a ``state`` that has the new carry already."""
     weight, nll, count, grads = sums
-    if axis is not None:
-        weight, nll, count, grads = sum_over_devices((weight, nll, count, grads), axis)
     share = 1 / jnp.maximum(weight, 1.0)
     grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
     given = {"axis": axis} if rates is None else {"axis": axis, "rates": rates}
     updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, state.opt_state, state.params, **given)
     params = optax.apply_updates(state.params, updates)
     metrics = StepMetrics(nll / jnp.maximum(count, 1.0), optax.tree.norm(grads), count)
-    return TrainState(state.step + 1, params, opt_state, carry), metrics
+    return TrainState(state.step + 1, params, opt_state, state.carry), metrics
 
 
 def _in_turn(

@@ -1,4 +1,4 @@
-"""The fused form equals the plain scan inside every JAX transformation; how the form is chosen."""
+"""Forms equal the plain scan inside every JAX transformation; how the form is chosen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxgen.cells import GRU, LSTM, Elman, choose_form, unroll
+from jaxgen.cells import GRU, LSTM, Elman, MinGRU, choose_form, unroll
 from jaxgen.cells.elman import ACTIVATIONS
 from jaxgen.errors import UsageError
 
@@ -137,14 +137,19 @@ def forgetting(module, form, masks, reverse, params, x, carry, initial):
 
 
 @pytest.mark.parametrize(
-    ("kind", "transform"),
+    ("form", "kind", "transform"),
     [
-        *((GRU, transform) for transform in ("vmap", "remat", "shard_map")),
-        (Capped, "shard_map"),
-        *(pytest.param(Capped, transform, marks=pytest.mark.slow) for transform in ("vmap", "remat")),
+        *(("fused", GRU, transform) for transform in ("vmap", "remat", "shard_map")),
+        ("fused", Capped, "shard_map"),
+        *(pytest.param("fused", Capped, transform, marks=pytest.mark.slow) for transform in ("vmap", "remat")),
+        *(
+            pytest.param("kernel", GRU, transform, marks=pytest.mark.runs)
+            for transform in ("vmap", "remat", "shard_map")
+        ),
+        pytest.param("kernel", MinGRU, "shard_map", marks=pytest.mark.runs),
     ],
 )
-def test_the_fused_form_works_inside_the_transformations_of_jax(kind, transform):
+def test_a_form_works_inside_the_transformations_of_jax(form, kind, transform):
     module, params, inputs, _ = case(kind)
     rows = B // SHARDS if transform == "shard_map" else B
     resets = {"reset": np.tile(np.arange(T) == 2, (rows, 1))}
@@ -156,7 +161,7 @@ def test_the_fused_form_works_inside_the_transformations_of_jax(kind, transform)
             return jax.jit(jax.vmap(function, in_axes=(None, 0, 0, 0)))(params, *pairs)
         return jax.jit(over_a_mesh(function) if transform == "shard_map" else function)(params, *inputs)
 
-    assert_close(transformed("fused"), transformed("scan"))
+    assert_close(transformed(form), transformed("scan"))
 
 
 def test_without_a_gradient_both_forms_are_the_same_bits():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import jaxgen
+from jaxgen.cli.bench import main as bench
 from jaxgen.cli.compare import main as compare
 from jaxgen.cli.doctor import main as doctor
 from jaxgen.cli.info import main as info
@@ -163,3 +164,14 @@ def test_flags_that_only_make_sense_for_pruning_are_refused_without_it(flags, se
     before = names(several)
     assert command(runs, [several], flags).code == 2
     assert names(several) == before
+
+
+@pytest.mark.runs
+def test_a_run_is_timed_beside_large_products(run, command):
+    done = command(bench, [run, "--json", "--seconds", "0.1"])
+    assert done.code == 0, done.err
+    speed = json.loads(done.out)
+    assert 0 < speed["share"] < 1
+    assert speed["products"] / speed["step_seconds"] < speed["ceiling"]
+    assert min(speed["sampled_alone"], speed["sampled_together"], speed["weight_bytes"]) > 0
+    assert "tokens/s" in command(bench, [run, "--seconds", "0.1"]).out

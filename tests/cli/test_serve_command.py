@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,25 @@ def test_a_signal_finishes_or_ends_what_runs(run, quick_environment, number, shu
 
 
 @pytest.mark.runs
+def test_a_second_signal_ends_texts_and_the_server_at_once(run, quick_environment):
+    flags = "--run", run, "--max-tokens", 10_000_000, "--timeout", 600, "--grace", 600
+    body = {"prompt": "a", "max_tokens": 10_000_000}
+    with serving(quick_environment, *flags) as (process, client, said):
+        with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+            lines = (line for line in response.iter_lines() if line.startswith("data: "))
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            for _ in range(5):
+                next(lines)  # it goes on
+            process.send_signal(signal.SIGINT)
+            *_, last, done = lines
+        assert done == "data: [DONE]"
+        assert json.loads(last[6:])["choices"][0]["receipt"]["end"] == "time"
+        assert process.wait(60) == 128 + signal.SIGINT
+    assert "Traceback" not in "".join(said)
+
+
+@pytest.mark.runs
 def test_mixtures_and_adapted_weights_are_served_with_their_receipts(run, train, book, sample, quick_environment):
     assert train("--data", book, "--run", "other", "--seed", 1, flags=FLAGS).code == 0
     Path("long.txt").write_text("the cat sat on a mat\n" * 10)
@@ -172,6 +192,29 @@ def test_a_run_is_loaded_anew_when_its_best_checkpoint_changes(run, train, here)
         )
         (fresh,) = engine.samples(served.current.sampler, "The ", settings)
         assert fresh.text == Sampler.load(run).sample("The ", settings)[0]
+
+
+@pytest.mark.runs
+def test_a_run_that_is_deleted_is_served_on_and_loaded_anew_when_it_is_back(run):
+    from jaxgen.inference.engine import Engine
+    from jaxgen.inference.sampler import Sampler
+
+    served = Served.of("run", "language", lambda: Loaded(Sampler.load(run)), [run])
+    first, said = served.current, list[str]()
+    with Engine() as engine:
+        models = Models([served], engine, 0, said.append)
+        run.rename("away")
+        for _ in range(3):
+            models.reload()
+        (run / "checkpoints").mkdir(parents=True)
+        models.reload()
+        assert served.current is first
+        assert len(said) == 2  # each problem once
+        shutil.rmtree(run)
+        Path("away").rename(run)
+        models.reload()
+        assert len(said) == 2
+        assert not served.problem
 
 
 @pytest.mark.runs

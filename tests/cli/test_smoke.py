@@ -106,7 +106,7 @@ def test_n_grams_are_trained_and_sampled(book, command):
 
 def test_every_command_is_tried():
     elsewhere = {"export", "import"}  # tests/interchange/test_commands.py
-    elsewhere |= {"compare", "doctor", "info", "runs"}  # test_run_tables.py
+    elsewhere |= {"bench", "compare", "doctor", "info", "runs"}  # test_run_tables.py
     elsewhere |= {"interpolate", "neurons"}  # test_neurons_command.py
     elsewhere |= {"completion"}  # test_completion.py
     elsewhere |= {"serve"}  # test_serve_command.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from serving import run_server, served
 
 from jaxgen.server.completions import Limits
+from jaxgen.server.guard import Guard, Refusal
+from jaxgen.tokenizers import ByteTokenizer
 
 #: Texts that the model can read, and others.
 TEXTS = (
@@ -62,9 +65,10 @@ def values(schema: dict[str, Any], parts: dict[str, Any], depth: int = 0) -> st.
     return st.integers(0, 39).flatmap(lambda dice: JUNK if dice == 0 else found)
 
 
-@pytest.fixture(scope="module")
-def server():
-    with run_server([served(tiny_sampler())], Limits(prompt=500, texts=6, tokens=40, seconds=60)) as running:
+@pytest.fixture(scope="module", params=["char", "byte"])
+def server(request):
+    sampler = tiny_sampler(tokenizer=ByteTokenizer() if request.param == "byte" else None)
+    with run_server([served(sampler)], Limits(prompt=500, texts=6, tokens=40, seconds=60)) as running:
         yield running
 
 
@@ -72,7 +76,7 @@ def encoded(body: Any) -> bytes:
     return json.dumps(body, ensure_ascii=True).encode()
 
 
-@pytest.mark.parametrize("number", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [150, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_no_request_ends_with_an_error_of_the_server(server, number):
     schema = server.http.get("/openapi.json").json()
     parts = schema["components"]["schemas"]
@@ -97,3 +101,15 @@ def test_no_request_ends_with_an_error_of_the_server(server, number):
     assert {200, 400} <= statuses
     assert server.complete(prompt="ab", max_tokens=3)
     assert server.server.engine.load["waiting"] == server.server.engine.load["rows"] == 0
+
+
+HEADERS = st.sampled_from([b"host", b"origin", b"authorization", b"content-length"])
+VALUES = st.binary(max_size=20) | st.from_regex(rb"(https?://)?[\[\]:/@?#a1\xff.]{0,12}", fullmatch=True)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(HEADERS, VALUES), max_size=5), st.booleans(), st.sampled_from(["GET", "OPTIONS"]))
+def test_no_header_is_an_error_of_the_server(headers, local, method):
+    guard = Guard(None, print, api_key="k\u00e9y", local=local, origins=("http://a",), max_bytes=100)
+    with suppress(Refusal):
+        guard._check_headers({"headers": headers, "method": method, "path": "/v1/models"})

@@ -18,7 +18,7 @@ import pytest
 
 GOLDEN = Path(__file__).with_name("runs.json")
 SIZES = ["--hidden", "12", "--batch-size", "4", "--steps", "12", "--eval-every", "6", "--lr", "0.02", "--seed", "3"]
-TEXT = ["--seq-len", "16", "--sample-every", "6", "--optimizer", "adamw", "--cold-starts", "0"]
+TEXT = ["--seq-len", "16", "--sample-every", "6", "--optimizer", "adamw", "--cold-starts", "0", "--weight-decay", "0"]
 SAMPLE = ["--length", "40", "--seed", "5", "--num-samples", "2"]
 #: Name -> (flags of train.py, or None for a run made before; the command asked afterwards, its flags).
 RUNS: dict[str, tuple[list[str], str, list[str]]] = {

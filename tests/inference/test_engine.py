@@ -15,6 +15,7 @@ from jaxgen.inference.adaptation import Adaptation
 from jaxgen.inference.engine import BusyError, Engine, with_neutral
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.mixture import mix
+from jaxgen.inference.text_stream import StreamingDetokenizer
 from jaxgen.sampling.transforms import (
     Bias,
     Forbid,
@@ -75,7 +76,7 @@ def test_requests_at_random_moments_have_the_texts_of_the_sampler(tiny, block):
         for _ in range(60)
     ]
     done = {}
-    with Engine(rows=24) as engine:
+    with Engine(rows=8) as engine:  # so few that rows give way to others
         ask(engine, tiny, requests, pick, done)
     for i, (prompt, settings, number, first) in enumerate(requests):
         alone = list(tiny.samples(prompt, settings, num_samples=number, first=first))
@@ -122,6 +123,19 @@ def test_a_request_ends_when_its_time_is_up(tiny):
     assert never.text == ""
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_stream_that_nobody_reads_ends_its_request(tiny, closed):
+    with Engine() as engine:
+        stream = engine.stream(tiny, "a", GenerationConfig(length=10_000_000))
+        while not engine.load["rows"]:
+            time.sleep(0.001)
+        if closed:
+            stream.close()
+        del stream
+        while engine.load["rows"]:
+            time.sleep(0.001)
+
+
 @pytest.mark.parametrize("finish", [True, False])
 def test_a_closed_engine_finishes_or_ends_what_it_has_and_takes_no_more(tiny, finish):
     engine = Engine()
@@ -148,6 +162,85 @@ def test_an_error_of_one_request_reaches_only_its_client(tiny, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             list(engine.stream(broken, "a"))
         assert [s.text for s in engine.samples(tiny, "a")] == tiny.sample("a")
+
+
+def test_a_request_with_many_rows_gives_some_up_for_one_that_has_none(tiny):
+    settings = [GenerationConfig(length=length, seed=length) for length in (600, 5)]
+    with Engine(rows=2) as engine:
+        endless = engine.stream(tiny, "a", GenerationConfig(length=10_000_000), num_samples=2)
+        next(endless)
+        many, short = (engine.samples(tiny, "b", each, num_samples=n) for each, n in zip(settings, (4, 1)))
+        assert [sample.text for sample in short] == tiny.sample("b", settings[1])
+        assert {next(endless).index for _ in range(20)}  # it goes on too
+        endless.close()
+        assert [sample.text for sample in many] == tiny.sample("b", settings[0], num_samples=4)
+
+
+def test_a_row_that_gave_way_ends_with_the_time_of_its_request(tiny):
+    with Engine(rows=2) as engine:
+        limited = engine.samples(tiny, "a", GenerationConfig(length=10_000_000, max_seconds=1.0), num_samples=2)
+        endless = [engine.stream(tiny, "a", GenerationConfig(length=10_000_000)) for _ in range(2)]
+        assert next(endless[0]).index == 0
+        assert [sample.end for sample in limited] == ["time", "time"]
+        for stream in endless:
+            stream.close()
+
+
+@pytest.mark.parametrize("where", ["_admit", "_dispatch", "_end_late", "_notify"])
+def test_an_error_of_the_engine_ends_its_requests_and_it_goes_on(tiny, monkeypatch, where):
+    with Engine() as engine:
+        with monkeypatch.context() as patch:
+            former = getattr(engine, where)
+
+            def fail(*args):
+                if engine._requests:
+                    raise RuntimeError("out of order")
+                return former(*args)
+
+            patch.setattr(engine, where, fail)
+            with pytest.raises(RuntimeError, match="out of order"):
+                list(engine.stream(tiny, "a"))
+        assert [sample.text for sample in engine.samples(tiny, "a")] == tiny.sample("a")
+
+
+def test_a_request_that_cannot_be_told_ends_and_no_other_does(tiny):
+    def broken(event):
+        raise ValueError("no place for it")
+
+    with Engine() as engine:
+        engine.submit(broken, tiny, "a", GenerationConfig(length=10_000_000))
+        assert [sample.text for sample in engine.samples(tiny, "a")] == tiny.sample("a")
+        while engine.load["rows"]:
+            time.sleep(0.01)
+
+
+def test_a_text_that_cannot_be_decoded_ends_its_request_alone(tiny, monkeypatch):
+    feed = StreamingDetokenizer.feed
+
+    def fail(self, tokens, logp):
+        if self.index == 7:
+            raise ZeroDivisionError
+        return feed(self, tokens, logp)
+
+    monkeypatch.setattr(StreamingDetokenizer, "feed", fail)
+    with Engine() as engine:
+        other = engine.samples(tiny, "a", GenerationConfig(length=100))
+        with pytest.raises(ZeroDivisionError):
+            list(engine.stream(tiny, "a", first=7))
+        assert [sample.text for sample in other] == tiny.sample("a", GenerationConfig(length=100))
+
+
+def test_weights_that_are_forgotten_are_kept_until_their_last_request_ends(tiny):
+    settings, adapted = GenerationConfig(length=300), tiny.adapt("abcd " * 30, adaptation=Adaptation(segment=16))
+    for state in (None, adapted):
+        with Engine() as engine:
+            stream = engine.samples(tiny, "a", settings, state=state)
+            while not engine.load["rows"]:
+                time.sleep(0.001)
+            engine.forget(tiny, state)
+            assert [sample.text for sample in stream] == tiny.sample("a", settings, state=state)
+            while engine._groups:
+                time.sleep(0.01)
 
 
 def test_neutral_transforms_fill_up_what_is_given():

@@ -141,7 +141,7 @@ def test_a_unit_inside_a_block_can_be_held_and_its_convolution_not():
         clamped(sampler, {"1:conv:3": 2.0})
 
 
-@pytest.mark.parametrize("values", [{"9:0": 1.0}, {"0:h:8": 1.0}, {"0:h:0": np.nan}, {"0:f:0": 1.0}])
+@pytest.mark.parametrize("values", [{"9:0": 1.0}, {"0:h:8": 1.0}, {"0:h:0": np.nan}, {"0:h:0": 1e39}, {"0:f:0": 1.0}])
 def test_a_unit_that_cannot_be_held_is_refused(values):
     with pytest.raises(UsageError):
         clamped(sampler_of("lstm"), values)

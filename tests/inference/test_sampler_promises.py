@@ -79,6 +79,16 @@ def ids_of(sampler, settings, num_samples=1, prompt="abc"):
     return ids
 
 
+def test_copies_of_a_sampler_share_what_is_computed_from_the_weights(task, params):
+    sampler = Sampler(task, TOKENIZER, params)
+    one, other = sampler.exact(), sampler.exact()  # before anything was computed
+    assert one.weights is other.weights is sampler.weights
+    assert one.initial_state() is other.initial_state()
+    changed = sampler.exact().with_params(jax.tree.map(jnp.negative, params))
+    assert changed.weights is not sampler.weights
+    assert sampler.weights is one.weights
+
+
 @pytest.mark.parametrize("number", [1, 3, 9, 20])
 def test_a_sample_is_the_same_alone_and_among_others(sampler, texts, number):
     assert sampler.sample("abc", WARM, num_samples=number) == texts[:number]

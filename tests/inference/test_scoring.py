@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -16,7 +17,7 @@ from jaxgen.errors import UsageError
 from jaxgen.inference import scorer as scorer_module
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.scorer import LANE_LENGTH, MAX_TOKENS, Score, Scorer
+from jaxgen.inference.scorer import LANE_LENGTH, MAX_TOKENS, Score, Scorer, StateScorer
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS, UNK, CharTokenizer, WordTokenizer
 
@@ -382,3 +383,32 @@ def test_a_prompt_needs_a_state_that_is_carried(sampler):
 def test_nothing_cannot_be_ranked(scorer, candidates):
     with pytest.raises(UsageError, match="candidate"):
         scorer.rank("a", candidates)
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (1, 2), (64, 65, 130), (0, 40, 40)])
+def test_a_text_after_a_state_has_the_scores_that_it_has_after_its_prompt(task, params, cuts):
+    sampler, text = Sampler(task, TOKENIZER, params), random_text(200)
+    alone = Scorer(sampler, top=3).per_token(text, "abc")
+    scorer = StateScorer(sampler, sampler.read("abc"), top=3)
+    parts = [scorer.feed(part) for part in np.split(TOKENIZER.encode(text), cuts)]
+    for name in ("tokens", "top"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(alone, name))
+    for name in ("logp", "top_logp"):
+        found = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_allclose(found, getattr(alone, name), **CLOSE)
+
+
+def test_a_scorer_can_be_used_by_several_threads(task, params):
+    texts, found = [random_text(100, seed) for seed in range(8)], {}
+    alone = [Scorer(Sampler(task, TOKENIZER, params)).score(text).logp for text in texts]
+    shared = Scorer(Sampler(task, TOKENIZER, params))
+
+    def score(i):
+        found[i] = [shared.score(texts[i]).logp for _ in range(5)]
+
+    threads = [threading.Thread(target=score, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: [alone[i]] * 5 for i in range(8)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +23,11 @@ def reference(text: str, strings: list[str]) -> tuple[str, str | None]:
 
 
 def fed(pieces: list[str], strings: list[str]) -> tuple[str, str | None]:
-    stop, text = StopStrings(strings), ""
+    return fed_to(StopStrings(strings), pieces)
+
+
+def fed_to(stop: StopStrings, pieces: Iterable[str]) -> tuple[str, str | None]:
+    text = ""
     for piece in pieces:
         certain, found = stop.feed(piece)
         text += certain
@@ -54,3 +61,17 @@ def test_what_could_begin_a_stop_string_is_held_back_and_nothing_else():
 )
 def test_a_stop_string_is_found_across_and_inside_pieces(pieces, text, string):
     assert fed(pieces, ["cd"]) == (text, string)
+
+
+def test_many_long_strings_take_few_steps_for_a_character():
+    strings = ["a" * 999 + "b", *("c" + "a" * 998 + chr(100 + i) for i in range(63))]
+    stop, text, calls = StopStrings(strings), "a" * 998 + "b" + "a" * 1000 + "b", Counter()
+
+    class Counted(str):
+        def __getitem__(self, place):
+            calls["all"] += 1
+            return super().__getitem__(place)
+
+    stop.strings = tuple(map(Counted, strings))
+    assert fed_to(stop, text) == ("a" * 998 + "b" + "a", strings[0])
+    assert calls["all"] < 4 * len(text) * len(strings)

@@ -277,6 +277,17 @@ def test_the_newest_run_is_the_one_whose_config_or_checkpoint_is_newest(tmp_path
     assert RunDirectory.newest(tmp_path).path.name == "a"
 
 
+def test_a_run_that_has_not_trained_is_the_newest_only_if_there_is_no_other(tmp_path):
+    for name, step, written in [("trained", "00000010", 100), ("stopped", "00000000", 200)]:
+        (tmp_path / name / "checkpoints" / step).mkdir(parents=True)
+        write(tmp_path / name / "config.json", "{}")
+        for path in (tmp_path / name / "config.json", tmp_path / name / "checkpoints" / step):
+            os.utime(path, (written, written))
+    assert RunDirectory.newest(tmp_path).path.name == "trained"
+    write(tmp_path / "stopped" / "report.json", "{}")  # counted n-grams have no steps
+    assert RunDirectory.newest(tmp_path).path.name == "stopped"
+
+
 def runs_in(folder, *names):
     for place, name in enumerate(names):
         write(folder / name / "config.json", "{}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 
+import jax
 import numpy as np
 import openai
 import pytest
+from builders import tiny_sampler
+from serving import served
 
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.receipts import read_receipt, replay
@@ -24,6 +26,7 @@ from jaxgen.sampling.transforms import (
     TypicalP,
 )
 from jaxgen.sampling.transforms.temperature import Linear
+from jaxgen.tokenizers import ByteTokenizer
 
 
 def test_the_openai_client_gets_the_texts_of_the_sampler(server, tiny):
@@ -99,13 +102,26 @@ def test_a_prompt_is_echoed_with_its_log_probabilities(server, tiny):
     (choice,) = server.complete(prompt="abc", max_tokens=0, echo=True, logprobs=1)
     assert choice["text"] == "abc"
     assert choice["logprobs"]["token_logprobs"][0] is None
-    scored = Scorer(tiny).per_token("abc")
-    np.testing.assert_allclose(choice["logprobs"]["token_logprobs"][1:], scored.logp[1:], atol=1e-5)
+    following = [np.asarray(jax.nn.log_softmax(tiny.read(text).logits[0])) for text in ("a", "ab")]
+    expected = [each[i] for each, i in zip(following, tiny.tokenizer.encode("bc"))]
+    np.testing.assert_allclose(choice["logprobs"]["token_logprobs"][1:], expected, atol=1e-5)
     (longer,) = server.complete(prompt="abc", max_tokens=5, seed=0, echo=True, logprobs=0)
     assert longer["text"] == "abc" + tiny.sample("abc", GenerationConfig(5, 1.0))[0]
     assert len(longer["logprobs"]["tokens"]) == 8
     assert longer["logprobs"]["top_logprobs"] is None
     assert longer["logprobs"]["text_offset"] == list(range(8))
+
+
+def test_a_prompt_after_a_state_is_echoed_with_its_log_probabilities_there(server, tiny):
+    state = server.post("/v1/states", prompt="hgf").json()["id"]
+    (choice,) = server.complete(state=state, prompt="abc", max_tokens=2, seed=0, echo=True, logprobs=13)
+    following = [jax.nn.log_softmax(tiny.read("hgf" + text).logits[0]) for text in ("", "a", "ab")]
+    found = choice["logprobs"]
+    expected = [float(each[i]) for each, i in zip(following, tiny.tokenizer.encode("abc"))]
+    np.testing.assert_allclose(found["token_logprobs"][:3], expected, atol=1e-5)
+    assert [best[token] for best, token in zip(found["top_logprobs"], found["tokens"])] == pytest.approx(
+        found["token_logprobs"], abs=1e-4
+    )
 
 
 def test_the_best_of_several_texts_is_the_most_probable(server, tiny):
@@ -157,6 +173,11 @@ def test_models_are_listed(server):
         ({"prompt": "a", "unknown_field": 1}, 400, "unknown_field"),
         ({"prompt": "a", "best_of": 3, "stream": True}, 400, "best_of"),
         ({"prompt": "a", "timeout": 0}, 400, "timeout"),
+        ({"prompt": "a", "n": 16, "max_tokens": 2000, "logprobs": 100}, 400, "probabilities"),
+        ({"prompt": ["a" * 1000] * 2, "n": 8, "logprobs": 100, "echo": True}, 400, "probabilities"),
+        ({"prompt": "a", "stop": ["b"] * 65}, 400, "64"),
+        ({"prompt": "a", "temperature": {"start": 1, "end": 1}}, 400, "temperature"),
+        ({"prompt": "a", "stream_options": {}}, 400, "stream"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_a_sentence(server, body, status, word):
@@ -178,8 +199,26 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(server, body, status, wo
 def test_bodies_that_are_no_requests_are_refused(server, body):
     response = server.http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["message"]
+    message = response.json()["error"]["message"]
+    assert message.endswith(".")
+    assert " " in message
+    assert "constrained" not in message
 
 
-def test_bytes_that_are_no_text_are_shown_and_kept(server):
-    assert math.isfinite(server.complete(prompt="ab", logprobs=0, max_tokens=3)[0]["logprobs"]["token_logprobs"][0])
+@pytest.mark.parametrize("stream", [False, True])
+def test_bytes_that_are_no_text_are_shown_and_kept(serve, stream):
+    sampler = tiny_sampler(tokenizer=ByteTokenizer())
+    (drawn,) = sampler.exact().samples("a", GenerationConfig(50, 1.0))
+    raw = drawn.text.encode("utf-8", "surrogateescape")
+    assert raw.decode("utf-8", "replace") != drawn.text
+    with serve([served(sampler)]) as running:
+        body = {"prompt": "a", "max_tokens": 50, "seed": 0, "logprobs": 3, "echo": True}
+        response = running.post("/v1/completions", **body, stream=stream)
+        assert response.status_code == 200
+        lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
+        choices = [choice for part in lines or [response.text] for choice in json.loads(part)["choices"]]
+        parts = [bytes.fromhex(c["text_bytes"]) if "text_bytes" in c else c["text"].encode() for c in choices]
+        assert b"".join(parts) == b"a" + raw
+        assert choices[-1]["receipt"]["text_bytes"] == raw.hex()
+        assert running.post("/v1/score", text="a\u00e9", top=5).status_code == 200
+        assert running.post("/v1/inspect", text="\u00e9", top=50, units=["0"]).status_code == 200

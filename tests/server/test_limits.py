@@ -106,6 +106,86 @@ def test_a_key_is_needed_where_one_is_set(serve, tiny):
         assert running.http.get("/metrics").status_code == 401
 
 
+def test_computations_that_wait_are_bounded_and_end_when_their_clients_leave(small, monkeypatch):
+    begin, counted = threading.Event(), []
+
+    def slow(body):
+        begin.wait(60)
+        counted.append(body.text)
+        return {"object": "score"}
+
+    monkeypatch.setattr(small.server, "score", slow)
+
+    def ask(text):
+        return small.http.post("/v1/score", json={"text": text}, timeout=60)
+
+    threads = [threading.Thread(target=ask, args=("a",))]
+    threads[0].start()
+    wait_until(small.server._turn.locked)
+    with pytest.raises(httpx.ReadTimeout):
+        small.http.post("/v1/score", json={"text": "b"}, timeout=0.5)
+    wait_until(lambda: small.server._waiting == 0)
+    threads.append(threading.Thread(target=ask, args=("c",)))
+    threads[1].start()
+    wait_until(lambda: small.server._waiting == 1)
+    refused = small.post("/v1/score", text="d")
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert small.complete(prompt="a", max_tokens=3, logprobs=1)  # does not wait for them
+    begin.set()
+    for thread in threads:
+        thread.join(60)
+    assert counted == ["a", "c"]
+
+
+def test_a_computation_that_waits_for_too_long_is_told_so(serve, tiny, monkeypatch):
+    begin = threading.Event()
+    with serve([served(tiny)], Limits(seconds=0.2)) as running:
+        monkeypatch.setattr(running.server, "score", lambda body: {"waited": begin.wait(60)})
+        thread = threading.Thread(target=running.post, args=("/v1/score",), kwargs={"text": "a"})
+        thread.start()
+        wait_until(running.server._turn.locked)
+        assert running.post("/v1/score", text="b").status_code == 429
+        begin.set()
+        thread.join(60)
+
+
+@pytest.mark.runs  # the buffers of a connection hold megabytes
+def test_a_response_that_nobody_reads_ends(small, monkeypatch):
+    monkeypatch.setattr("jaxgen.server.guard.SEND_SECONDS", 0.5)
+    host, port = small.url.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "a" * 2000, "max_tokens": ENDLESS, "echo": True, "stream": True}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: small.server.engine.load["rows"] == 1)
+        wait_until(lambda: small.server.engine.load["rows"] == 0)
+
+
+def test_an_error_within_a_stream_is_an_event_that_tells_nothing_of_the_server(small, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a secret")
+
+    body = {"prompt": "a", "max_tokens": ENDLESS, "stream": True}
+    with small.http.stream("POST", "/v1/completions", json=body) as stream:
+        parts = lines(stream)
+        next(parts)
+        monkeypatch.setattr("jaxgen.server.completions.Completion.stream", fail)
+        *_, last = parts
+    assert last["error"]["type"] == "server_error"
+    assert "secret" not in json.dumps(last)
+    wait_until(lambda: small.server.engine.load["rows"] == 0)
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "", "file://", "http://a:99999999", "\xff"])
+def test_origins_that_are_none_are_refused(server, origin):
+    response = server.http.get("/v1/models", headers={b"origin": origin.encode("latin-1")})
+    assert response.status_code == 403
+    assert "error" in response.json()
+
+
 def test_other_hosts_and_origins_are_refused(server):
     assert server.http.get("/v1/models", headers={"host": "evil.example"}).status_code == 403
     assert server.http.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 403

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from serving import folder_of_runs, served, train_answering
 
 from jaxgen.cells import CELLS
 from jaxgen.cli.serve import open_models
+from jaxgen.inference.adaptation import Adaptation
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.inspection import clamped, inspect_text
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.receipts import read_receipt, replay
 from jaxgen.inference.run_facts import curves
@@ -31,6 +34,8 @@ from jaxgen.models.blocks import BLOCKS
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import MetricsLog
+from jaxgen.server.completions import Limits
+from jaxgen.server.models import Loaded, Served
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 COMMANDS = re.findall(r"^curl .*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -185,6 +190,39 @@ def test_long_curves_are_thinned_and_end_with_the_last_point(tmp_path):
     assert found["val_loss"] == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="memory of a process is not limited there")
+@pytest.mark.parametrize("expression", ["(?R)", "(?:a{60000}){60000}"])
+def test_a_regular_expression_that_needs_much_memory_is_refused(server, monkeypatch, expression):
+    monkeypatch.setattr("jaxgen.inference.inspection.MEMORY", 2**28)
+    response = server.post("/v1/inspect", text="a" * 199 + "b", find=expression)
+    assert response.status_code == 400
+    assert "memory" in response.json()["error"]["message"]
+
+
+def test_more_probabilities_than_a_response_may_have_are_refused(server, serve, tiny):
+    with serve([served(tiny)], Limits(prompt=100_000)) as running:
+        for path, body in (
+            ("score", {"text": ["a" * 50_000] * 2, "top": 100}),
+            ("inspect", {"text": "a" * 100_000, "units": ["0:h:0"] * 60}),
+        ):
+            response = running.post(f"/v1/{path}", **body)
+            assert response.status_code == 400
+            assert "probabilities" in response.json()["error"]["message"]
+
+
+def test_scores_and_units_of_adapted_weights_are_refused(serve, tiny):
+    before = tiny.adapt("abcd " * 30, adaptation=Adaptation(segment=16))
+    adapted = Served.of("tiny", "language", lambda: Loaded(tiny, None, before), [])
+    with serve([adapted]) as running:
+        for path, body in (("score", {"text": "ab"}), ("inspect", {"text": "ab", "units": ["0"]})):
+            response = running.post(f"/v1/{path}", **body)
+            assert response.status_code == 400
+            assert "--adapt-to" in response.json()["error"]["message"]
+        assert running.post("/v1/inspect", text="ab").status_code == 200
+        (choice,) = running.complete(prompt="ab", max_tokens=20, seed=3)
+        assert choice["text"] == tiny.sample("ab", GenerationConfig(20, 1.0, 3), state=before)[0]
+
+
 def test_metrics_count_requests_and_tokens(server):
     before = server.server.engine.tokens
     server.complete(prompt="ab", max_tokens=40)
@@ -211,7 +249,10 @@ def test_answers_are_those_of_the_predictor(answering):
     running, folder = answering
     texts = ["fish wave", "road"]
     found = running.post("/v1/predict", model="classify", input=texts).json()["data"]
-    expected = list(Predictor.load(folder / "classify").predict(texts))
+    predictor = Predictor.load(folder / "classify")
+    expected = list(predictor.predict(texts))
+    assert predictor.digest == LoadedRun.open(folder / "classify").params_and_digest()[2]
+    assert running.http.get("/v1/models/classify").json()["checkpoint"] == predictor.digest
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(expected, default=float))
     assert running.post("/v1/completions", model="classify", prompt="a").status_code == 400
 

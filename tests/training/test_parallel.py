@@ -17,6 +17,8 @@ from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.training.collectives import share_work, sum_over_devices
 from jaxgen.training.data_parallel import (
     data_parallel_size,
+    full_sharding,
+    fully_shard_train_step,
     make_mesh,
     shard_eval_step,
     shard_state,
@@ -133,6 +135,23 @@ def test_two_devices_share_the_matrices_of_muon_and_take_the_steps_of_one():
     steps = jax.jit(shard_train_steps(task, optimizer, make_mesh(2)))
     together = steps(KEY, shard_state(make_mesh(2), state), batches(), K)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), host(together), host(alone))
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulate"), [("lstm", 1), *(pytest.param(name, 2, marks=pytest.mark.slow) for name in TASKS)]
+)
+def test_devices_that_each_store_a_share_of_the_parameters_take_the_steps_of_one(name, accumulate):
+    task, mesh = TASKS[name], make_mesh(2)
+    step = jax.jit(fully_shard_train_step(task, OPTIMIZER, mesh, accumulate), donate_argnums=1)
+    state = jax.device_put(fresh(task), full_sharding(mesh, fresh(task)))
+    for k in range(K):
+        state, _ = step(KEY, state, jax.tree.map(lambda field, k=k: field[k], batches()))
+    alone, _ = jax.jit(partial(train_steps, task, OPTIMIZER))(KEY, fresh(task), batches(), K)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), host(state), host(alone))
+    for stored in (state.params, state.opt_state):
+        leaves = [leaf for leaf in jax.tree.leaves(stored) if any(size % 2 == 0 for size in leaf.shape)]
+        assert leaves
+        assert all(leaf.addressable_data(0).size == leaf.size // 2 for leaf in leaves)
 
 
 def test_two_devices_evaluate_as_one():
