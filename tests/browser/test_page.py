@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import playwright
 from PIL import Image
-from serving import ENDLESS, folder_of_runs, run_server, served, train_answering, wait_until
+from serving import folder_of_runs, run_server, served, train_answering, wait_until
 
 from jaxgen.colors import probability_color, signed_color
 from jaxgen.inference.generation_config import GenerationConfig
@@ -37,6 +37,8 @@ DROPPED = """data => {
     return transfer;
 }"""
 PIXEL = "canvas => [...canvas.getContext('2d').getImageData(15, 15, 1, 1).data].slice(0, 3)"
+#: Tokens that take the page at least 500 frames.
+LONG = 100_000
 TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n" * 3
 
 
@@ -119,9 +121,9 @@ def test_an_alternative_begins_a_branch_and_undo_returns(server, sampler, open_p
 
 
 def test_stop_ends_a_text_at_once_and_frees_its_row(sampler, open_page):
-    with run_server([served(sampler, "shakespeare")], Limits(tokens=ENDLESS)) as running:
+    with run_server([served(sampler, "shakespeare")], Limits(tokens=LONG)) as running:
         page, engine = open_page(running), running.server.engine
-        write(page, length=ENDLESS)
+        write(page, length=LONG)
         expect(page.locator("#output [role=button]").nth(2_000)).to_be_attached()
         page.get_by_role("button", name="Stop").first.click()
         expect(page.locator("#status")).to_have_text("Stopped.")
@@ -169,7 +171,7 @@ def test_texts_between_two_prompts_are_those_of_the_command(server, sampler, ope
     page.get_by_label("Keep it").check()
     page.get_by_role("tab", name="Compare").click()
     page.locator("#way-steps").fill("3")
-    page.get_by_role("button", name="Go the way").click()
+    page.get_by_role("button", name="Write all").click()
     expect(page.locator("#way .tokens")).to_have_count(3)
     expect(page.locator("#way-stop")).to_be_disabled()
     found = interpolate_prompts(sampler, "What is th", "I will no", GenerationConfig(40, 0.8, 5), steps=3)

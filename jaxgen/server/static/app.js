@@ -15,6 +15,7 @@ function choose(tab) {
     each.tabIndex = each === tab ? 0 : -1;
     $(each.getAttribute("aria-controls")).hidden = each !== tab;
   }
+  $("model-label").hidden = ["tab-tasks", "tab-runs"].includes(tab.id) || !$("model").options.length;
   fail(null);
   runs.watch(tab.id === "tab-runs");
 }

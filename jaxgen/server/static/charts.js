@@ -4,7 +4,7 @@ import { make } from "./tokens.js";
 
 // The colours of jaxgen/plots.py; a test compares them.
 export const CYCLE = ["#3a7ec2", "#d95f0e", "#1f9e78", "#c766a4", "#e0a100", "#59b3e6", "#8a6bd1", "#8c8c8c"];
-const HEIGHT = 240, MARGIN = { left: 52, right: 12, top: 8, bottom: 34 }, ROWS = 200;
+const HEIGHT = 240, MARGIN = { left: 52, right: 26, top: 8, bottom: 34 }, ROWS = 200;
 
 function draw(name, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -66,7 +66,10 @@ export function lineChart(box, { title, x, lines, logarithmic = false, whole = f
     const path = line.points.filter(([at]) => !logarithmic || at > 0).map(([at, y]) => `${left(at).toFixed(1)},${top(y).toFixed(1)}`);
     inner.append(draw("polyline", { points: path.join(" "), fill: "none", stroke: line.color, "stroke-width": line.dashed ? 1.2 : 2,
       "stroke-linejoin": "round", "stroke-dasharray": line.dashed ? "5 3" : "none" }));
-    if (path.length === 1) inner.append(draw("circle", { cx: path[0].split(",")[0], cy: path[0].split(",")[1], r: 3, fill: line.color }));
+    if (path.length === 1) { // such as an n-gram, which is counted in one step: a level to compare with
+      const [cx, cy] = path[0].split(",");
+      inner.append(draw("circle", { cx, cy, r: 3, fill: line.color }), draw("line", { x1: cx, x2: width, y1: cy, y2: cy, stroke: line.color, "stroke-dasharray": "1 4" }));
+    }
   }
   const mark = draw("circle", { r: 4, class: "mark", visibility: "hidden" });
   inner.append(mark);

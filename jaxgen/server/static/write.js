@@ -141,7 +141,11 @@ const painted = (token) => {
   return { ...token, color: probabilityColor(probability), title: Number.isFinite(probability) ? percent(probability) : "parts of characters" };
 };
 
-const frame = () => new Promise((done) => (document.hidden ? setTimeout(done, 50) : requestAnimationFrame(done)));
+// The next frame; a page that cannot be seen has none.
+const frame = () => new Promise((done) => {
+  requestAnimationFrame(done);
+  setTimeout(done, 100);
+});
 
 // Streams a text into `drawn(tokens so far)`; resolves with its receipt. A page that draws all the time would take no
 // click: it draws a few tokens in each frame, and reads no faster.
