@@ -39,6 +39,8 @@ MAX_SIZE, MAX_LAYERS = 65_536, 64
 Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]
 #: Longer runs are typing errors too; steps are counted in int32.
 MAX_STEPS, MAX_EPOCHS, MAX_MINUTES = 2 * 10**9, 10**6, 10**6
+#: Decoupled weight decay that takes a larger share of the weights in one step leaves nothing to train.
+MAX_DECAY = 0.2
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -274,6 +276,11 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--warmup {self.warmup} has no meaning with --schedule one-cycle: leave it out")
         if self.average_options and self.average == "none":
             raise ValueError("--average-options were given without --average: give one, or leave them out")
+        if (share := self.lr * self.weight_decay) > MAX_DECAY:
+            raise ValueError(
+                f"--weight-decay {self.weight_decay:g} at --lr {self.lr:g} takes {share:.0%} of each weight in a step: "
+                f"give --weight-decay 0, or one below {MAX_DECAY / self.lr:.2g}"
+            )
         if "weight_decay" in self.optimizer_options:
             raise ValueError("weight decay has a flag of its own: give --weight-decay, not --optimizer-options")
         return self

@@ -80,6 +80,7 @@ USAGE = {
     "--dropout -0.1": ("--dropout is -0.1", "0"),
     "--dropout nan": ("--dropout",),
     "--lr nan": ("--lr", "finite number"),
+    "--optimizer sgd --lr 2": ("--lr 2", "--weight-decay"),
     "--lr inf": ("--lr", "finite number"),
     "--lr 0": ("--lr is 0.0", "greater than 0"),
     "--lr fast": ("--lr", "'fast'"),

@@ -298,7 +298,7 @@ def test_a_process_that_waits_for_another_can_be_stopped(jobs):
             2,
             ["Process 1 of the job", "--hidden"],
         ),
-        (["--clip", "0", "--lr", "1e38"], {}, 5, ["loss", "process 0"]),
+        (["--clip", "0", "--lr", "1e38", "--weight-decay", "0"], {}, 5, ["loss", "process 0"]),
     ],
     ids=["settings", "data", "no data", "folder", "rows", "devices", "flags", "diverged"],
 )

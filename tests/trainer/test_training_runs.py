@@ -195,7 +195,15 @@ def test_a_new_run_can_begin_with_the_best_weights_of_another(book, tmp_path):
 @pytest.mark.parametrize("eval_every", [1, 0], ids=["seen by the evaluation", "seen in the training loss"])
 def test_a_diverged_run_says_so_and_saves_nothing_of_it(book, tmp_path, eval_every):
     """The warm-up starts at zero: the first step changes nothing, the second sends the weights to infinity."""
-    wild = {"cell": "elman-relu", "optimizer": "sgd", "lr": 1e30, "clip": 0.0, "warmup": 2, "steps": 20}
+    wild = {
+        "cell": "elman-relu",
+        "optimizer": "sgd",
+        "lr": 1e30,
+        "weight_decay": 0.0,
+        "clip": 0.0,
+        "warmup": 2,
+        "steps": 20,
+    }
     run = tmp_path / "run"
     with pytest.raises(DivergedError, match=r"nan|inf") as error:
         start(settings(book, run, eval_every=eval_every, sample_every=0, **wild)).train()
@@ -237,7 +245,15 @@ def test_interrupting_the_measurement_leaves_no_run_directory(book, tmp_path, mo
 
 def test_a_finite_loss_far_beyond_guessing_is_warned_of_once_and_advised_on(book, tmp_path):
     notes: list[Any] = []
-    wild = {"optimizer": "sgd", "lr": 1000.0, "clip": 0.0, "steps": 30, "eval_every": 5, "warmup": 0}
+    wild = {
+        "optimizer": "sgd",
+        "lr": 1000.0,
+        "weight_decay": 0.0,
+        "clip": 0.0,
+        "steps": 30,
+        "eval_every": 5,
+        "warmup": 0,
+    }
     finished = start(settings(book, tmp_path / "run", **wild), notes.append).train()
     assert sum(event.text.count("guessing uniformly") for event in notes if isinstance(event, Note)) == 1
     advice, *_ = finished.advice  # of the small text too
