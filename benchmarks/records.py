@@ -132,6 +132,7 @@ def plan() -> list[Row]:
     rows = [
         Row("goals", "default", ""),
         Row("goals", "base", "--preset base"),
+        Row("goals", "best", "--preset best"),
         Row("goals", "7-gram", "--model ngram --order 7", seeds=(0,)),
     ]
     rows += [Row("ablation", name, f"--preset base {flags}".strip()) for name, flags in ABLATION.items() if flags]
