@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.custom_batching import sequential_vmap
 from jaxtyping import Float, Int, PyTree
 
 from jaxgen.training.options import Count, Decay, NotNegative
@@ -141,17 +142,23 @@ def _rotate(
     return x if right is None else x @ right
 
 
-# Both decompose gate by gate in a loop, since several batched decompositions at once can wait for each other's threads
-# without end on a CPU.
+# One matrix after the other under ``jax.vmap``, over gates or seeds: on a CPU, several batched decompositions at once can
+# wait for each other's threads without end.
+
+
+@sequential_vmap
+def _eigenvectors(factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    return jnp.linalg.eigh(factor)[1][:, ::-1]
+
+
+@sequential_vmap
+def _orthonormal(columns: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    return jnp.linalg.qr(columns)[0]
 
 
 def _by_eigenvectors(state: MatrixState) -> MatrixState:
     """The eigenvectors, those of the largest values first."""
-
-    def eigenvectors(factor: Array) -> Array:
-        return jnp.linalg.eigh(factor)[1][:, ::-1]
-
-    return state._replace(bases=tuple(None if a is None else lax.map(eigenvectors, a) for a in state.factors))
+    return state._replace(bases=tuple(None if a is None else jax.vmap(_eigenvectors)(a) for a in state.factors))
 
 
 def _by_power_iteration(state: MatrixState) -> MatrixState:
@@ -163,5 +170,6 @@ def _by_power_iteration(state: MatrixState) -> MatrixState:
         product = factor @ basis
         order = jnp.argsort(-jnp.sum(basis * product, axis=1), axis=-1)  # by the eigenvalues, estimated
         second = jnp.take_along_axis(second, order[:, :, None] if side == 0 else order[:, None, :], axis=side + 1)
-        bases[side] = lax.map(lambda a: jnp.linalg.qr(a)[0], jnp.take_along_axis(product, order[:, None, :], axis=2))
+        product = jnp.take_along_axis(product, order[:, None, :], axis=2)
+        bases[side] = jax.vmap(_orthonormal)(product)
     return state._replace(second=second, bases=tuple(bases))
