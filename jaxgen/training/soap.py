@@ -142,8 +142,8 @@ def _rotate(
     return x if right is None else x @ right
 
 
-# One matrix after the other under ``jax.vmap``, over gates or seeds: on a CPU, several batched decompositions that run at
-# the same time can wait for each other's threads without end.
+# Under ``jax.vmap``, over gates or seeds, one matrix after the other: on a CPU, several batched decompositions at once
+# can wait for each other's threads without end.
 
 
 @sequential_vmap
