@@ -55,16 +55,20 @@ ABLATION = {
     "no clipping": "--clip 0",
 }
 #: Runs that are scored: name -> flags of ``train.py``.
-KEPT = {"base": "--preset base", "ngram": "--model ngram --order 7"}
-#: Flags of ``jaxgen score``, where {name} is a kept run. The numbers were fitted on the held-out text of the same runs,
-#: trained with ``--holdout 0.03`` and seed 0: ``jaxgen score --mix base ngram --mix-fit --validation --adapt --fit``.
-SCORED = {
-    "base": "--run {base}",
-    "base, 7-gram": "--mix {base}:0.6638 {ngram}:0.3362",
-    "base, adapted": "--run {base} --adapt --adapt-rate 0.002 --adapt-decay 0.001",
-    "base, 7-gram, adapted": (
-        "--mix {base}:0.7193 {ngram}:0.2807 --adapt --adapt-rate 0.004 --adapt-decay 0.001 --temperature 0.9"
+KEPT = {"base": "--preset base", "best": "--preset best", "ngram": "--model ngram --order 7"}
+#: Flags of ``jaxgen score``, where {model} is a run of ``base`` or ``best``. The numbers were fitted on the held-out text of
+#: ``base`` and the 7-gram, trained with ``--holdout 0.03`` and seed 0: ``jaxgen score --mix base ngram --mix-fit
+#: --validation --adapt --fit``.
+READING = {
+    "{model}": "--run {{{model}}}",
+    "{model}, 7-gram": "--mix {{{model}}}:0.6638 {{ngram}}:0.3362",
+    "{model}, adapted": "--run {{{model}}} --adapt --adapt-rate 0.002 --adapt-decay 0.001",
+    "{model}, 7-gram, adapted": (
+        "--mix {{{model}}}:0.7193 {{ngram}}:0.2807 --adapt --adapt-rate 0.004 --adapt-decay 0.001 --temperature 0.9"
     ),
+}
+SCORED = {
+    name.format(model=model): flags.format(model=model) for model in ("base", "best") for name, flags in READING.items()
 }
 #: Optimizers at equal steps, with the learning rates that were best on held-out text.
 OPTIMIZERS = {
