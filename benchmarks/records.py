@@ -56,7 +56,7 @@ ABLATION = {
 }
 #: Runs that are scored: name -> flags of ``train.py``.
 KEPT = {"base": "--preset base", "best": "--preset best", "ngram": "--model ngram --order 7"}
-#: Flags of ``jaxgen score``, where {model} is a run of ``base`` or ``best``. The numbers were fitted on the held-out text of
+#: Flags of ``jaxgen score``, where {model} is ``base`` or ``best``. The numbers were fitted on the held-out text of
 #: ``base`` and the 7-gram, trained with ``--holdout 0.03`` and seed 0: ``jaxgen score --mix base ngram --mix-fit
 #: --validation --adapt --fit``.
 READING = {
