@@ -61,15 +61,14 @@ def bench(args: list[str]) -> None:
 def lines(speed: Speed) -> list[tuple[str, str]]:
     """The figures, each with a heading."""
     devices = f"on {speed.devices} devices" if speed.devices > 1 else "on one device"
-    found = [("large products", f"{speed.ceiling / 1e9:,.0f} GFLOP/s, float32, {devices}")]
-    if speed.step_seconds is not None and speed.products is not None and speed.share is not None:
-        at_best = speed.products / speed.ceiling
-        found += [
-            ("training", f"{speed.tokens_per_second:,.0f} tokens/s, {speed.step_seconds * 1e3:,.2f} ms a step"),
-            ("its products", f"{speed.products / 1e9:,.2f} GFLOP, at best {at_best * 1e3:,.2f} ms"),
-            ("share of large products", f"{speed.share:.0%}"),
-            ("bound by", _bound(speed.share)),
-        ]
+    at_best = speed.products / speed.ceiling
+    found = [
+        ("large products", f"{speed.ceiling / 1e9:,.0f} GFLOP/s, float32, {devices}"),
+        ("training", f"{speed.tokens_per_second:,.0f} tokens/s, {speed.step_seconds * 1e3:,.2f} ms a step"),
+        ("its products", f"{speed.products / 1e9:,.2f} GFLOP, at best {at_best * 1e3:,.2f} ms"),
+        ("share of large products", f"{speed.share:.0%}"),
+        ("bound by", _bound(speed.share)),
+    ]
     if speed.sampled_alone is not None and speed.weight_bytes is not None:
         rate = speed.weight_bytes * speed.sampled_alone
         found += [

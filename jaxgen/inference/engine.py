@@ -471,7 +471,7 @@ class Engine:
         while not self._stopped:
             try:
                 pending = self._round(pending)
-            except Exception as error:  # whatever it is, no request may wait for ever
+            except Exception as error:  # of any kind: else all requests would wait without end
                 _LOG.exception("The engine failed, and ends all its requests")
                 pending = []
                 with self._wake:
@@ -665,7 +665,7 @@ class Engine:
     def _tell(self, request: Request, event: Event) -> None:
         try:
             request.notify(event)
-        except Exception as error:  # one who asked and is gone, with its event loop (RuntimeError), or is broken
+        except Exception as error:  # RuntimeError: the event loop of the receiver has ended
             if not isinstance(error, RuntimeError):
                 _LOG.exception("A request cannot be told what was drawn: it ends")
             self.cancel(request)

@@ -67,9 +67,9 @@ STATIC = Path(__file__).parent / "static"
 RETRY_SECONDS = 5
 #: Texts of more tokens become a response in a thread.
 MAX_TOKENS_HERE = 5_000
-#: What a client is told of an error that is not its own.
+#: The message of a response with status 500.
 FAILED = "The server failed: its log says how."
-#: What a client is told of a body that is not even read as far as the place of its error.
+#: The message of a response to a body that the JSON parser refuses without saying where.
 UNREADABLE = "The body is no JSON in UTF-8, is nested too deeply, or has a number of thousands of digits."
 #: The most inputs for which attention weights are returned.
 MAX_ATTENDED = 16

@@ -97,7 +97,7 @@ class Guard:
             try:
                 async with asyncio.timeout(SEND_SECONDS):
                     await send(message)
-            except TimeoutError:  # the client reads nothing, and would hold its response for ever
+            except TimeoutError:  # the client reads nothing; without a limit its response would stay in memory
                 raise ClientDisconnect from None
 
         try:

@@ -163,7 +163,7 @@ class Models:
                 if served.reload(self._engine):
                     self._note(f"{served.name}: checkpoint {served.current.checkpoint} is loaded.")
                 served.problem = ""
-            except Exception as error:  # whatever a folder holds in the middle of a change, the next look may succeed
+            except Exception as error:  # of any kind: the run may be in the middle of a change
                 problem = f"{served.name} cannot be loaded anew: {error}"
                 if problem != served.problem:
                     self._note(problem)

@@ -17,7 +17,7 @@ from jaxgen.tasks.registry import DATA
 
 #: The most runs that are listed: those written last.
 MAX_RUNS = 200
-#: What is told of each run, as ``describe`` names it.
+#: The entries of ``describe`` that the response has for each run.
 FACTS = ("task", "data", "model", "parameters", "metric", "best", "step", "steps", "date")
 Json = dict[str, Any]
 

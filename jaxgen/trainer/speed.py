@@ -28,23 +28,21 @@ LENGTH, TEXTS = 256, 256
 
 @dataclass(frozen=True)
 class Speed:
-    """Figures of a run on this machine. Those that say nothing of it are ``None``."""
+    """Figures of a run on this machine; those of sampling are ``None`` for tasks that do not continue texts."""
 
     ceiling: float  # FLOP/s of large float32 products on all devices
     devices: int
     parameters: int
-    step_seconds: float | None = None
-    tokens_per_second: float | None = None  # in training
-    products: int | None = None  # FLOP of the products of a training step
+    step_seconds: float
+    tokens_per_second: float  # in training
+    products: int  # FLOP of the products of a training step
     sampled_alone: float | None = None  # tokens per second of one text
     sampled_together: float | None = None  # of many texts at once
     weight_bytes: int | None = None  # that one token of one text reads
 
     @property
-    def share(self) -> float | None:
+    def share(self) -> float:
         """The share of ``ceiling`` that the products of training reach, all time counted."""
-        if self.products is None or self.step_seconds is None:
-            return None
         return self.products / self.step_seconds / self.ceiling
 
     def to_json(self) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_an_alternative_begins_a_branch_and_undo_returns(server, sampler, open_p
     other = next(i for i, word in enumerate(words) if word != before[10][0])
     buttons.nth(other).press("Enter")
     expect(page.locator("#branches [aria-current]")).to_contain_text("token 10")
-    expect(output.locator(":focus")).to_have_class(re.compile("forced"))  # the keyboard goes on from there
+    expect(output.locator(":focus")).to_have_class(re.compile("forced"))  # the token that was picked has the focus
     branched = finished(page)
     expected = sampler.sample(prefix + words[other], GenerationConfig(60, 0.8, 0))[0]
     assert "".join(text for text, _ in branched) == prefix + words[other] + expected
