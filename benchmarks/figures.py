@@ -1,4 +1,4 @@
-"""Measure the figures that the README quotes, each by the commands that a user would type.
+"""Measure figures on public data, each by the commands that a user would type.
 
     python -m benchmarks.figures                     all of them, about half an hour on two CPU cores
     python -m benchmarks.figures shakespeare cells   some of them
@@ -282,7 +282,12 @@ FIGURES: dict[str, Callable[[], str]] = {
     "ngrams": ngrams,
     "words": words,
 }
-HEAD = "# Figures\n\nWritten by `python -m benchmarks.figures`; `JAXGEN_DATA` names the folder with the data sets.\n"
+HEAD = """# Figures
+
+Written by `python -m benchmarks.figures`; `JAXGEN_DATA` names the folder with the data sets. Each section names its
+version, machine and date. Its commands used the presets of that version: in 0.1.0 the default was an LSTM with AdamW.
+What today's presets reach is in [records.md](records.md).
+"""
 
 
 def read_page() -> dict[str, str]:
