@@ -56,7 +56,7 @@ class AdaptiveScoringConfig(AdaptationConfig):
     """Divides the logits: above 1 for a model that is too sure of itself."""
     fit: bool = False
     """Fit the temperature, and the numbers of --adapt and --cache, on the text that the run kept from training
-    (train.py --holdout). Those that are given stay."""
+    (train.py --holdout). Numbers that you give are kept."""
 
 
 #: Flags that count as given even with their default value, each with the number that ``--fit`` then leaves alone.

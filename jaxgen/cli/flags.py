@@ -53,7 +53,7 @@ COMMON = (
         choices=("refuse", "accept"),
     ),
     Flag("version", bool, False, "Show the version of jaxgen.", negatable=False, group="General"),
-    Flag("help", bool, False, "Show the flags, of many only the commonest.", negatable=False, group="General"),
+    Flag("help", bool, False, "Show the flags, or the most used of many.", negatable=False, group="General"),
     Flag("help_all", bool, False, "Show all flags.", negatable=False, group="General"),
 )
 

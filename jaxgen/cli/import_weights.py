@@ -34,9 +34,9 @@ class ImportConfig(BaseModel):
     cell: Literal["elman-relu"] | None = None
     """The units of a PyTorch nn.RNN are ReLUs, which its file does not say."""
     scale_embedding: bool = False
-    """Embedded tokens are multiplied by the square root of their width, which a RecurrentGemma's file does not say."""
+    """Multiply embedded tokens by the square root of their width. A RecurrentGemma's file does not say whether to."""
     soft_cap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Logits are limited to this number by tanh (RecurrentGemma: 30), which a file does not say. 0: they are not."""
+    """Limit logits to this number by tanh (RecurrentGemma: 30), which a file does not record. 0: no limit."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -12,8 +12,8 @@ from jaxgen.errors import UsageError
 from jaxgen.fsutil import check_output, write_output
 from jaxgen.runs.groups import Group
 
-DESCRIPTION = """Write what a language model continues after states on the line from that after one prompt to that after
-another, at one seed: the first text is that of sample.py for the first prompt, the last that for the second.
+DESCRIPTION = """Interpolate between the states of a language model after two prompts, and write how it continues each,
+with one seed. The first text is that of sample.py for the first prompt, the last one that for the second.
 
     jaxgen interpolate --from "ROMEO:" --to "First Citizen:" --steps 5
     jaxgen interpolate --from "To be" --to "The king" --length 0 --steps 21 --out way.png"""

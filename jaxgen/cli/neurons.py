@@ -65,7 +65,7 @@ class NeuronsConfig(RunConfig):
 
     in_clamp: ClassVar[Group] = Group("Units held at a value")
     clamp: tuple[str, ...] = ()
-    """Write a text with this unit held at a value (0:c:17=2.0), or several, after the text without."""
+    """Write two texts: one of the model as it is, one with this unit, or several, held at a value (0:c:17=2.0)."""
     prompt: str = ""
     """Text to continue."""
     length: int = 300

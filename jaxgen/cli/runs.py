@@ -17,8 +17,8 @@ DESCRIPTION = """List the runs in a folder: task, data, model, best figure, step
 
     jaxgen runs
     jaxgen runs experiments --json > runs.jsonl
-    jaxgen runs --prune                  what was started and never trained; --yes removes it
-    jaxgen runs --prune --keep 3         also all but the best 3 of each task and data
+    jaxgen runs --prune                  list runs that never trained; --yes removes them
+    jaxgen runs --prune --keep 3         also all but the best 3 with the same data
     jaxgen runs runs/language-4 runs/language-5 --prune --yes"""
 
 #: Heading of a column -> how a run is shown in it.
@@ -44,7 +44,8 @@ class RunsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     keep: Annotated[int, Field(gt=0)] | None = None
-    """With --prune: also remove all runs but this many with the best figure, for each task and data."""
+    """With --prune: of the runs with the same task, data, tokens and validation data, keep this many with the best
+    figures, and remove the others too."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -133,7 +134,8 @@ def prune(folders: Sequence[Path], keep: int | None, really: bool, as_json: bool
 
     Args:
         folders: Runs that go, and folders of runs, of which those go that were never trained.
-        keep: Of the runs in each folder, all but so many with the best figures go, for each task and data.
+        keep: Of the runs in each folder, all but so many with the best figures go, for each task, data, tokens
+            and validation data.
         really: Remove them.
         as_json: Print JSON objects.
 

@@ -46,7 +46,7 @@ DESCRIPTION = """Write text with a trained model. The same run, prompt, settings
     python sample.py --num-samples 1000 --block 256  many at once
     python sample.py --mix runs/a:0.7 runs/b:0.3     two models at once
     python sample.py --label Sports                  a text with this label
-    python sample.py --adapt-to book.txt             after it has learnt from it
+    python sample.py --adapt-to book.txt             the model has read this first
     python sample.py --color                         how probable was each token?
     echo "To be" | python sample.py --prompt-file -  prompt from standard input"""
 
