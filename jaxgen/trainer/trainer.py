@@ -104,7 +104,8 @@ class Trainer:
         most = getattr(task, "STEPS_PER_CALL", MAX_STEPS_PER_CALL)
         self.steps_per_call = min(most, steps_per_call(resolved["parameters"], data.tokens_per_step))
         self.eval_schedule = EvalSchedule.of(config, resolved["horizon"], self.total_steps)
-        self.inputs = InputPipeline(data.batches, self.steps_per_call, self.devices, config.batch_size, group)
+        self.batches = data.batches
+        self.inputs = InputPipeline(self.batches, self.steps_per_call, self.devices, config.batch_size, group)
         self.set_progress(ProgressState())
         self._inference = TrainingInference(task, data, config.seed)
         self.throughput = Throughput()
@@ -146,6 +147,11 @@ class Trainer:
         scale = ROLLBACK_SCALE**self.progress.rollbacks
         self.rates = build_rates(self.config, self.resolved["horizon"], scale, self.progress.costs)
 
+    def _rates_of(self, step: int) -> Rates:
+        """The rates of a step, which may have its own factor."""
+        scale = self.batches.rate_scale(step)
+        return self.rates if scale == 1 else self.rates._replace(peak=np.asarray(self.rates.peak * scale, np.float32))
+
     @property
     def _only_average(self) -> bool:
         """Whether only the average of the weights is evaluated."""
@@ -165,7 +171,8 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the last step before ``step``."""
-        return float(build_schedule(self.config)(max(step - 1, 0), self.rates))
+        last = max(step - 1, 0)
+        return float(build_schedule(self.config)(last, self._rates_of(last)))
 
     def gathered_state(self) -> TrainState:
         """The state with all rows on this host."""
@@ -302,11 +309,11 @@ class Trainer:
         number = min(self.inputs.steps_in_call(step), boundary - step)
         batches: Future = pool.submit(self.inputs.next, step, number)
         while step < boundary and not stop.is_set and not self._is_late():
-            ready, after = batches.result(), step + number
+            ready, after, rates = batches.result(), step + number, self._rates_of(step)
             following = min(self.inputs.steps_in_call(after), boundary - after)
             if following:
                 batches = pool.submit(self.inputs.next, after, following)
-            self.state, log = self._train_steps(self.key, self.state, ready, number, self.rates, *stop.inputs())
+            self.state, log = self._train_steps(self.key, self.state, ready, number, rates, *stop.inputs())
             self.throughput.dispatched(ready)
             if unread is not None:
                 clock, progress = self.read_metrics(stop, *unread, clock)
@@ -336,7 +343,8 @@ class Trainer:
         self.progress.add(losses, counts, now - clock)
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
         self._check_loss(step, mean)
-        self.throughput.completed(number * self.data.units_per_step, now - clock)
+        size = number * self.batches.relative_size(step - number)
+        self.throughput.completed(size * self.data.units_per_step, now - clock)
         speed = self.throughput.measured
         left = None if speed is None else (self.total_steps - step) * self.data.units_per_step / speed
         progress = Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left)

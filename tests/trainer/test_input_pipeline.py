@@ -49,9 +49,17 @@ def taken(source, first, number):
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2"))])
-@pytest.mark.parametrize(("layout", "cold"), [*((layout, 0.0) for layout in LAYOUTS), ("stream", 0.4)])
-def test_the_device_reads_what_the_host_reads(layout, cold, devices):
-    batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3, cold_starts=cold)
+@pytest.mark.parametrize(
+    ("layout", "more"),
+    [
+        *((layout, {}) for layout in LAYOUTS),
+        ("stream", {"cold_starts": 0.4}),
+        ("stream", {"spread": 1, "warmup": 4}),
+        ("windows", {"warmup": 7}),
+    ],
+)
+def test_the_device_reads_what_the_host_reads(layout, more, devices):
+    batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3, **more)
     source = feed.InputPipeline(batches, CALLS, devices, B, ProcessGroup())
     assert isinstance(source.read, DeviceText)
     number = 3 * batches.steps_per_epoch + 1
