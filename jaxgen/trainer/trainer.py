@@ -30,6 +30,7 @@ from jaxgen.trainer.evaluate import (
     build_optimizer,
     build_rates,
     build_schedule,
+    count_averages,
     evaluate,
 )
 from jaxgen.trainer.input_pipeline import InputPipeline
@@ -45,7 +46,7 @@ from jaxgen.trainer.progress_state import (
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
 from jaxgen.trainer.teacher import training_task
-from jaxgen.training.averaging import Averaged, exchange
+from jaxgen.training.averaging import Averaged, drop_longer, exchange
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
 from jaxgen.training.optimizer import OPTIMIZERS
 from jaxgen.training.schedules import Rates
@@ -392,11 +393,11 @@ class Trainer:
 
         The generated metrics of a report are missing: they can take very long.
         """
-        params, both = self.state.params, 1 if self.config.average == "none" else 2
+        params, number = self.state.params, 1 + count_averages(self.config)
         inference = self._inference_with(params) if self.group.is_main else None
 
         def repeated(work: Work) -> Work:
-            return lambda: [work() for _ in range(both)]
+            return lambda: [work() for _ in range(number)]
 
         def on_main(work: Callable[[TrainingInference, bool], object], final: bool) -> Work:
             return lambda: None if inference is None else work(inference, final)
@@ -415,6 +416,7 @@ class Trainer:
         for metrics in found.values():
             if not math.isfinite(metrics["val_loss"]):
                 raise self._diverged(f"The validation loss became {metrics['val_loss']}", step)
+        self._choose_tail(candidates, found)
         cost = None
         with self.group.all_or_none():
             if self.group.is_main:
@@ -443,8 +445,20 @@ class Trainer:
             return {"raw": params}
         if self._only_average:
             return {"average": state.average}
-        begun = int(unreplicate(state.step)) > int(self.rates.average_from)
-        return {"raw": params, "average": state.average} if begun else {"raw": params}
+        step = int(unreplicate(state.step))
+        if step <= int(self.rates.average_from):
+            return {"raw": params}
+        shorter = {"shorter": state.shorter} if state.begins and step > int(unreplicate(state.begins[1])) else {}
+        return {"raw": params, "average": state.average, **shorter}
+
+    def _choose_tail(self, candidates: dict[str, Params], found: dict[str, dict[str, Any]]) -> None:
+        """Of two tails, go on with the shorter one if its loss is not higher; ``average`` is then that one."""
+        if "shorter" not in found:
+            return
+        params, metrics = candidates.pop("shorter"), found.pop("shorter")
+        if self.group.broadcast_json(metrics["val_loss"] <= found["average"]["val_loss"]):
+            candidates["average"], found["average"] = params, metrics
+            self.state = self.state._replace(opt_state=drop_longer(self.state.opt_state))
 
     def _row(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """The line of ``metrics.jsonl``."""
