@@ -456,7 +456,7 @@ class Trainer:
         if "shorter" not in found:
             return
         params, metrics = candidates.pop("shorter"), found.pop("shorter")
-        if self.group.broadcast_json(metrics["val_loss"] <= found["average"]["val_loss"]):
+        if self.group.broadcast_json(bool(metrics["val_loss"] <= found["average"]["val_loss"])):
             candidates["average"], found["average"] = params, metrics
             self.state = self.state._replace(opt_state=drop_longer(self.state.opt_state))
 

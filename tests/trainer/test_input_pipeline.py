@@ -93,8 +93,9 @@ def test_a_call_ends_where_documents_are_shuffled_anew():
 
 
 @pytest.mark.slow
-def test_a_text_too_long_for_the_device_trains_to_the_same_bits(monkeypatch):
-    batches = make_batches("documents", LAYOUTS["documents"], B, T, seed=3)
+@pytest.mark.parametrize(("layout", "more"), [("documents", {}), ("stream", {"warmup": 9}), ("stream", {"spread": 1})])
+def test_a_text_too_long_for_the_device_trains_to_the_same_bits(layout, more, monkeypatch):
+    batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3, **more)
     task = LanguageTask.build(vocab_size=50, cell="elman", cell_options={}, hidden=4, dropout=0.2)
     optimizer, key = optax.sgd(0.1), jax.random.key(0)
     ends = []
