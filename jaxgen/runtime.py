@@ -249,6 +249,17 @@ def processor_name() -> str:
     return f"{name} ({processor()})"
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether JAX's default device multiplies bfloat16 natively. A CPU that does not converts it, which is slow."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpuinfo("flags", "Features").split())
+    capability = getattr(device, "compute_capability", None)  # of a GPU; those of AMD have other names for it
+    return not (isinstance(capability, str) and capability[:1].isdigit()) or float(capability) >= 8
+
+
 @cache
 def _cpuinfo(*names: str) -> str:
     """The first line on the processor that begins with one of ``names``; empty where the system has none."""

@@ -38,6 +38,15 @@ def matmul(
     return _rounded(*match_varying_axes(jnp.asarray(a), jnp.asarray(b)))
 
 
+def matmul_transposed(
+    a: Shaped[ArrayLike, "*batch N"], b: Shaped[ArrayLike, "K N"], precision: str = "float32"
+) -> Shaped[Array, "*batch K"]:
+    """``a @ b.T`` in the dtype of ``a``, as ``matmul``: in bfloat16 ``matmul(a, b.T)`` is half as fast on a CPU."""
+    if not _rounds(precision):
+        return jnp.asarray(a) @ jnp.asarray(b).astype(a.dtype).T
+    return _rounded_transposed(*match_varying_axes(jnp.asarray(a), jnp.asarray(b)))
+
+
 def matmul_each(
     a: Shaped[Array, "*batch M N"], b: Shaped[Array, "*batch N K"], precision: str = "float32"
 ) -> Shaped[Array, "*batch M K"]:
@@ -95,6 +104,25 @@ def _backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
 
 
 _rounded.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _rounded_transposed(a: Array, b: Array) -> Array:
+    return _dot(a, b, (a.ndim - 1, 1), a.dtype)
+
+
+def _forward_transposed(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rounded_transposed(a, b), (a, b)
+
+
+def _backward_transposed(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    a, b = kept
+    flat_a, flat_g = (x.reshape(-1, x.shape[-1]) for x in (a, g))
+    in_b = _dot(flat_a.T, flat_g, (1, 0), a.dtype).T.astype(b.dtype)  # g.T would be the larger transposition
+    return _dot(g, b, (g.ndim - 1, 0), a.dtype), in_b
+
+
+_rounded_transposed.defvjp(_forward_transposed, _backward_transposed)
 
 
 def _varying(leaf: ArrayLike) -> frozenset[str]:

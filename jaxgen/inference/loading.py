@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,13 @@ import jax
 
 from jaxgen import jitted
 from jaxgen.data.files import data_folders
-from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, flags_are_shown
+from jaxgen.errors import CheckpointError, DataError, JaxgenWarning, UsageError, check_kind, flags_are_shown
 from jaxgen.fsutil import json_sha256, load_strict
 from jaxgen.plugins import check_plugins, plugin_flags
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, check_folder, read_config, validate
 from jaxgen.runs.directory import RunDirectory
-from jaxgen.runtime import check_jax_settings
+from jaxgen.runtime import check_jax_settings, multiplies_bfloat16
 from jaxgen.tasks.language.corpus import TextSplits
 from jaxgen.tasks.registry import DATA, objective
 from jaxgen.text import Reading, in_pieces
@@ -95,7 +96,7 @@ class LoadedRun:
         problems = [
             f"its model and its settings differ in {name}"
             for name in options
-            if name not in sizes and _as_json(getattr(config, name, options[name])) != _as_json(options[name])
+            if name not in sizes and not _agrees(getattr(config, name, options[name]), options[name])
         ]
         problems += [
             f"its {size.replace('_', ' ')} is {options.get(size, 0)}, but its tokenizer.json has {number}"
@@ -106,6 +107,9 @@ class LoadedRun:
             problems.append("the digest of tokenizer.json is not the one in config.json")
         if problems:
             raise CheckpointError(f"{directory} has been altered: {'; '.join(problems)}. Copy the run again.")
+        if options.get("precision") == "bfloat16" and not multiplies_bfloat16():
+            slow = f"{directory} multiplies in bfloat16, which this processor does not do natively: it is slow here."
+            warnings.warn(JaxgenWarning(slow), stacklevel=2)
         return cls(directory, config, resolved, reading, codec, task)
 
     @property
@@ -308,6 +312,7 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
         raise ValueError("an entry is not what every run has")
 
 
-def _as_json(value: object) -> object:
-    """``value`` as it is after a round trip through JSON."""
-    return list(value) if isinstance(value, tuple) else value
+def _agrees(setting: object, argument: object) -> bool:
+    """Whether the model has the setting, after a round trip through JSON; ``auto`` was decided when the run started."""
+    setting, argument = (list(each) if isinstance(each, tuple) else each for each in (setting, argument))
+    return setting in ("auto", argument)

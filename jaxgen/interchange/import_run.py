@@ -115,7 +115,7 @@ def _saved_settings(about: dict[str, str]) -> dict[str, Any]:
 def _check_shapes(config: LanguageConfig, vocab_size: int, named: dict[str, np.ndarray]) -> None:
     """Raise ``UsageError`` unless the arrays are the parameters of the model that ``config`` describes."""
     task = objective(config.task, config.model).build(
-        vocab_size=vocab_size, **{name: getattr(config, name) for name in BUILT_FROM[config.model]}
+        vocab_size=vocab_size, **config.model_arguments(BUILT_FROM[config.model])
     )
     model = {name: list(leaf.shape) for name, leaf in named_leaves(jax.eval_shape(task.init, jax.random.key(0)))}
     file = {name: list(array.shape) for name, array in named.items()}

@@ -67,6 +67,7 @@ def _encode(saved: LoadedRun, arrays: dict[str, np.ndarray], framework: str) -> 
     about = {name: str(config[name]) for name in ("cell", "hidden", "layers")}
     about |= {"format": framework, "vocabulary": str(saved.resolved["model"]["vocab_size"])}
     settings = {name: config[name] for name in (*BUILT_FROM["rnn"], *READING)}
+    settings["precision"] = saved.resolved["model"]["precision"]  # what ``auto`` was when the run started
     about |= {SETTINGS: json.dumps(settings), TOKENIZER: json.dumps(saved.codec.to_json())}
     try:
         return encode_arrays(arrays, about)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
-from jaxgen.cells.precision import dot_general, matmul
+from jaxgen.cells.precision import dot_general, matmul, matmul_transposed
 from jaxgen.errors import UsageError
 from jaxgen.models.layers import (
     Embedding,
@@ -277,7 +277,7 @@ class LanguageModel(RecurrentModel):
     def _output(self, features: Shaped[Array, "N H"]) -> Float[Array, "N V"]:
         """The output matrix, and the limit of the logits."""
         if self.tie:
-            logits = matmul(features, self.embedder.matrix().T, self.precision) + self.output_bias[None, :]
+            logits = matmul_transposed(features, self.embedder.matrix(), self.precision) + self.output_bias[None, :]
         else:
             logits = self.output(features)
         logits = logits.astype(jnp.float32)

@@ -29,7 +29,7 @@ from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, near_
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.groups import Group, groups_of
-from jaxgen.runtime import numerics, processor_name
+from jaxgen.runtime import multiplies_bfloat16, numerics, processor_name
 from jaxgen.text import STANDARD, Reading
 from jaxgen.version import __version__
 
@@ -41,6 +41,9 @@ Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]
 MAX_STEPS, MAX_EPOCHS, MAX_MINUTES = 2 * 10**9, 10**6, 10**6
 #: Decoupled weight decay that takes a larger share of the weights in one step leaves nothing to train.
 MAX_DECAY = 0.2
+#: ``--precision auto`` rounds from this many units on. Measured (docs/performance.md): a step with 256 units takes 1.2
+#: to 1.4 times as long in float32, with 128 sometimes hardly more.
+AUTO_UNITS = 256
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -129,8 +132,9 @@ class TrainConfig(BaseModel):
     """Rate at which a unit of a cell keeps its old state at a step (Krueger et al. 2016)."""
     weight_dropout: Fraction = 0.0
     """Dropout rate of the weights in recurrent matrices, drawn for each training step (Merity et al. 2018)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 rounds the inputs of matrix products: faster on processors that support it, less exact."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """bfloat16 rounds the inputs of matrix products: faster on processors that support it, less exact. auto: bfloat16
+    where the processor multiplies it natively and --hidden is 256 or more, else float32; decided when a run starts."""
 
     in_training: ClassVar[Group] = Group("Training")
     seed: Seed = 0
@@ -290,6 +294,14 @@ class TrainConfig(BaseModel):
         """The value that a setting has if it is not given."""
         default = type(self).model_fields[name].get_default(call_default_factory=True)
         return self.presets[self.preset][1].get(name, default)
+
+    def model_arguments(self, names: Iterable[str]) -> dict[str, Any]:
+        """The settings of these names as arguments of a model; ``precision`` is decided for this machine."""
+        arguments = {name: getattr(self, name) for name in names}
+        if arguments.get("precision") == "auto":
+            rounds = self.hidden >= AUTO_UNITS and multiplies_bfloat16()
+            arguments["precision"] = "bfloat16" if rounds else "float32"
+        return arguments
 
     @property
     def micro_batch_size(self) -> int:

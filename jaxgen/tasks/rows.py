@@ -95,7 +95,7 @@ class RowsConfig(TrainConfig):
 
     def build_options(self) -> dict[str, Any]:
         """Returns the arguments of the task's ``build`` that are settings."""
-        return {name: getattr(self, name) for name in self.built_from}
+        return self.model_arguments(self.built_from)
 
     @property
     def input_columns(self) -> tuple[str, ...] | None:

@@ -32,7 +32,7 @@ from jaxgen.runs.manifest import (
     UnreadableCheckpointError,
     tree_sha256,
 )
-from jaxgen.runtime import check_jax_settings, need_devices, numerics, processor_name
+from jaxgen.runtime import check_jax_settings, multiplies_bfloat16, need_devices, numerics, processor_name
 from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
@@ -354,6 +354,8 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int, source: Source | N
                 f"--init-from {config.init_from} is a run of the task {run.config.task}, and this is one of "
                 f"{config.task}: give a run of the same task."
             )
+    if config.precision == "bfloat16" and not multiplies_bfloat16():
+        emit(Note("This processor does not multiply bfloat16 natively: --precision float32 is faster here."))
     build = objective(config.task, config.model).build
     options_of = getattr(DATA[config.task], "options_without_data", None)
     if options_of is not None and (known := options_of(config)) is not None:

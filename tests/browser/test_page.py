@@ -133,6 +133,7 @@ def test_stop_ends_a_text_at_once_and_frees_its_row(sampler, open_page):
         assert page.locator("#output").evaluate(READ) == stopped
         (text,) = sampler.sample("ROMEO:", GenerationConfig(len(tokens), 0.8, 0))
         assert "".join(each for each, _ in tokens) == text
+        expect(page.locator("#receipt")).to_contain_text(f"--length {len(tokens)} ")
         page.get_by_label("Length in tokens", exact=True).fill("20")
         page.get_by_role("button", name="Continue").click()  # what is there can be gone on with
         finished(page)

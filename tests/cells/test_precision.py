@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from jaxgen.cells import CELLS, PRECISIONS, unroll
-from jaxgen.cells.precision import matmul
+from jaxgen.cells.precision import matmul, matmul_transposed
 from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
 from jaxgen.runs.config import TrainConfig
@@ -78,6 +78,15 @@ def test_factors_and_results_may_be_transposed(m, k, n, turned):
         assert np.linalg.norm(x - y) < 0.02 * np.linalg.norm(x)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_product_with_a_transposed_matrix_is_that_with_its_transpose(precision):
+    a, b, weight = (DRAW.normal(size=size).astype(np.float32) for size in ((2, 7, 8), (5, 8), (2, 7, 5)))
+    turned = jax.grad(lambda a, b: jnp.sum(weight * jnp.sin(matmul_transposed(a, b, precision))), argnums=(0, 1))
+    plain = jax.grad(lambda a, b: jnp.sum(weight * jnp.sin(matmul(a, b.T, precision))), argnums=(0, 1))
+    for x, y in zip(turned(a, b), plain(a, b)):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
 def test_a_result_may_be_wanted_by_columns():
     a, b = DRAW.normal(size=(33, 64)).astype(np.float32), DRAW.normal(size=(64, 96)).astype(np.float32)
     turned = jax.jit(lambda a, b: matmul(a, b, "bfloat16").T)(a, b)
@@ -96,7 +105,7 @@ def test_all_products_of_a_language_model_are_rounded(tie):
 
 
 def test_the_command_line_offers_every_precision():
-    assert get_args(TrainConfig.model_fields["precision"].annotation) == PRECISIONS
+    assert get_args(TrainConfig.model_fields["precision"].annotation) == (*PRECISIONS, "auto")
 
 
 def test_the_parameters_do_not_depend_on_the_precision():

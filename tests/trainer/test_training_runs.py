@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -17,7 +18,7 @@ from builders import language_config, write
 from edited import edit
 
 from jaxgen import jitted
-from jaxgen.errors import CheckpointError, DataError, DivergedError, UsageError
+from jaxgen.errors import CheckpointError, DataError, DivergedError, JaxgenWarning, UsageError
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import MAX_ATTEMPTS, LoadedRun
 from jaxgen.inference.sampler import Sampler
@@ -398,6 +399,22 @@ def test_a_task_that_cannot_be_compared_compiles_for_itself():
 def test_a_run_in_bfloat16_says_so_and_goes_on_in_it(book, tmp_path):
     start(settings(book, tmp_path / "run", precision="bfloat16", steps=2, sample_every=0)).train()
     assert LoadedRun.open(tmp_path / "run").task.model.precision == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("native", "units", "chosen"), [(True, 8, "bfloat16"), (False, 8, "float32"), (True, 9, "float32")]
+)
+def test_automatic_precision_is_decided_once(book, tmp_path, monkeypatch, native, units, chosen):
+    monkeypatch.setattr("jaxgen.runs.config.AUTO_UNITS", units)
+    monkeypatch.setattr("jaxgen.runs.config.multiplies_bfloat16", lambda: native)
+    config = settings(book, tmp_path / "run", precision="auto", hidden=8, steps=0)
+    start(config).train()
+    monkeypatch.setattr("jaxgen.runs.config.multiplies_bfloat16", lambda: not native)  # on another machine
+    monkeypatch.setattr("jaxgen.inference.loading.multiplies_bfloat16", lambda: chosen != "bfloat16")
+    warned = pytest.warns(JaxgenWarning, match="bfloat16") if chosen == "bfloat16" else contextlib.nullcontext()
+    with warned:
+        again, loaded = resume(tmp_path / "run", config), LoadedRun.open(tmp_path / "run")
+    assert again.learner.model.precision == loaded.task.model.precision == chosen
 
 
 def test_the_picture_shows_the_last_evaluation(book, tmp_path, monkeypatch):

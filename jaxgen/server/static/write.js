@@ -221,8 +221,16 @@ async function generate(parent, start, prompt, label = "") {
       });
     } finally {
       if (shown === node) showRest();
+      if (signal.aborted && node.own.length) addReceipt(node).catch(fail);
     }
   });
+}
+
+// A stopped text is the one of its own length: the server writes it once more, and its receipt comes with it.
+async function addReceipt(node) {
+  const { choices: [choice] } = await post("v1/completions", { ...node.body, max_tokens: node.own.length });
+  node.receipt = choice.receipt;
+  if (shown === node) showReceipt();
 }
 
 // Shows a node of the tree. `remember`: "Undo" returns to the one before.

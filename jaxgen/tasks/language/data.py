@@ -169,7 +169,7 @@ class LanguageData(TaskData):
         return make_batches(layout, self.corpus.train, *how, c.seq_len_spread, c.seq_len_warmup)
 
     def model_options(self) -> dict[str, Any]:
-        chosen = {name: getattr(self.config, name) for name in BUILT_FROM[self.config.model]}
+        chosen = self.config.model_arguments(BUILT_FROM[self.config.model])
         conditioning = self.corpus.conditioning
         more = {} if conditioning is None else {"condition": conditioning.width}
         return {"vocab_size": self.tokenizer.vocab_size, **chosen, **more}
