@@ -217,7 +217,7 @@ class TextBatches(Batches):
         return min(alike, left) if left > 0 else alike  # the warm-up has another ``rate_scale``
 
     def shapes(self) -> list[tuple[int, int]]:
-        """As of all batches, of the epoch after the warm-up; the lengths of this are part of no epoch."""
+        """As of all batches, for the epoch after the warm-up. Lengths of the warm-up alone have 0 steps of it."""
         if not self.lengths.varies:
             return super().shapes()
         warmup, found = self.lengths.warmup, dict[int, list[int]]()
