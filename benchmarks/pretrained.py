@@ -32,8 +32,10 @@ SHAKESPEARE: dict[str, Any] = {
     "data": "tinyshakespeare",
     "cell": "layernorm-lstm",
     "hidden": 256,
-    "lr": 8e-3,
-    "steps": 4000,
+    "optimizer": "muon",
+    "lr": 1e-2,
+    "weight_decay": 0.3,
+    "steps": 6000,
     "dropout": 0.2,
     "cold_starts": 0.1,
 }

@@ -7,21 +7,22 @@
 
 A run is a row with a seed. Its figures are a JSON file in ``benchmarks/results/records``: commit it, and work continues
 where it stopped. A run whose command in the plan has changed since counts as missing; delete the files of a preset that
-has changed. ``JAXGEN_DATA`` names the folder
-with ``tinyshakespeare.txt``. Rows that score runs keep these in ``runs/records``. Seconds are wall time from the start
-of the process to its end, on all cores, with nothing compiled before; they are not kept if other processes used the
-processor meanwhile.
+has changed. ``JAXGEN_DATA`` names the folder with the data. Runs that other rows score are kept in ``runs/records``.
+Seconds are wall time from the start of the process to its end, on all cores, with nothing compiled before; they are not
+kept if other processes used the processor meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,7 @@ RUNS = Path("runs") / "records"  # from the root of the project, where the comma
 SEEDS = (0, 1, 2)
 #: The splits whose losses are reported.
 LOSSES = {"val": "state carried", "windows_64": "64-char windows", "windows_256": "256-char windows"}
+SHAKESPEARE, PENN = "--data tinyshakespeare", "--data ptb --level word --split-on whitespace"
 #: What the rows of ``ablation`` add to the preset ``base``.
 ABLATION = {
     "base": "",
@@ -53,9 +55,25 @@ ABLATION = {
     "learning rate 0.004": "--lr 0.004",
     "constant rate": "--schedule constant",
     "no clipping": "--clip 0",
+    "zoneout": "--zoneout 0.1",
+    "recurrent dropout": "--recurrent-dropout 0.1",
+    "weight dropout": "--weight-dropout 0.2",
+    "locked dropout": "--locked-dropout",
+    "dropout of embedding rows": "--embed-row-dropout 0.02",
+    "AR and TAR": "--ar 1 --tar 1",
+    "label smoothing": "--label-smoothing 0.02",
+    "L2": "--optimizer-options l2 1e-6",
+    "mixture of two softmaxes": "--softmaxes 2",
+    "tied embedding": "--tie",
+    "capped input gate": "--cell capped-lstm",
 }
 #: Runs that are scored: name -> flags of ``train.py``.
-KEPT = {"base": "--preset base", "best": "--preset best", "ngram": "--model ngram --order 7"}
+KEPT = {
+    "base": f"{SHAKESPEARE} --preset base",
+    "best": f"{SHAKESPEARE} --preset best",
+    "ngram": f"{SHAKESPEARE} --model ngram --order 7",
+    "words": f"{PENN} --preset words",
+}
 #: Flags of ``jaxgen score``, where {model} is ``base`` or ``best``. The numbers were fitted on the held-out text of
 #: ``base`` and the 7-gram, trained with ``--holdout 0.03`` and seed 0: ``jaxgen score --mix base ngram --mix-fit
 #: --validation --adapt --fit``.
@@ -70,6 +88,8 @@ READING = {
 SCORED = {
     name.format(model=model): flags.format(model=model) for model in ("base", "best") for name, flags in READING.items()
 }
+#: The same for the words of the Penn Treebank; the numbers were fitted on its validation text.
+WORDS = {"test": "ptb-test --run {words}"}
 #: Optimizers at equal steps, with the learning rates that were best on held-out text.
 OPTIMIZERS = {
     "adamw": "--lr 0.01",
@@ -110,14 +130,14 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: ``flags`` of ``train.py``, or of ``jaxgen score``, for each of ``seeds``."""
+    """A row of a table: ``flags`` of ``train.py``, or of ``jaxgen score`` after ``data``, for each of ``seeds``."""
 
     table: str
     name: str
     flags: str
     seeds: tuple[int, ...] = SEEDS
     scores: bool = False
-    data: str = "--data tinyshakespeare"
+    data: str = SHAKESPEARE
 
     @property
     def key(self) -> str:
@@ -127,8 +147,12 @@ class Row:
     @property
     def command(self) -> str:
         """The command without the seed and the folder of the run."""
-        program = "jaxgen score --validation" if self.scores else f"python train.py {self.data}"
-        return f"{program} {self.flags}".strip()
+        return " ".join(filter(None, ("jaxgen score" if self.scores else "python train.py", self.data, self.flags)))
+
+    @property
+    def kept(self) -> str | None:
+        """The name of the run if other rows score it."""
+        return next((name for name, flags in KEPT.items() if self.command == f"python train.py {flags}"), None)
 
 
 def plan() -> list[Row]:
@@ -145,7 +169,9 @@ def plan() -> list[Row]:
             Row("optimizers", f"{cell}: {name}", f"{model} --optimizer {name} {flags}")
             for name, flags in OPTIMIZERS.items()
         ]
-    rows += [Row("reading", name, flags, scores=True) for name, flags in SCORED.items()]
+    rows += [Row("reading", name, flags, scores=True, data="--validation") for name, flags in SCORED.items()]
+    rows.append(Row("words", "validation", "--preset words", data=PENN))
+    rows += [Row("words", name, flags, scores=True, data="") for name, flags in WORDS.items()]
     for data, where in DATA.items():
         rows += [Row("elsewhere", f"{data}: {name}", flags, data=where) for name, flags in PRESETS.items()]
     return rows
@@ -199,7 +225,8 @@ def run_command(command: str) -> tuple[str, dict[str, float]]:
 
 
 def train(command: str, seed: int, run: Path) -> dict[str, Any]:
-    """Train a run, and return its figures."""
+    """Train a run in a new folder, and return its figures."""
+    shutil.rmtree(machine.ROOT / run, ignore_errors=True)
     names = machine.ROOT / RUNS / "names.txt"
     if str(RUNS / "names.txt") in command and not names.exists():
         write_names(names)
@@ -223,7 +250,7 @@ def score(row: Row, seed: int) -> dict[str, Any]:
     for name in re.findall(r"{(\w+)}", row.flags):
         run = kept[name] = RUNS / f"{name}-{seed}"
         if not (machine.ROOT / run / "report.json").exists():
-            train(f"python train.py --data tinyshakespeare {KEPT[name]}", seed, run)
+            train(f"python train.py {KEPT[name]}", seed, run)
     told, took = run_command(row.command.format(**kept) + " --json")
     scored = json.loads(told)
     return {**took, "losses": {"val": scored["nats_per_token"]}, "told": scored}
@@ -231,9 +258,13 @@ def score(row: Row, seed: int) -> dict[str, Any]:
 
 def measure(row: Row, seed: int, more: str = "") -> dict[str, Any]:
     """The figures of a run."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = f"{row.command} {more}"
-        figures = score(row, seed) if row.scores else train(command, seed, Path(folder) / "run")
+    if row.scores:
+        figures = score(row, seed)
+    elif row.kept:
+        figures = train(f"{row.command} {more}", seed, RUNS / f"{row.kept}-{seed}")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = train(f"{row.command} {more}", seed, Path(folder) / "run")
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "command": row.command,
@@ -245,16 +276,23 @@ def measure(row: Row, seed: int, more: str = "") -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row], folder: Path) -> str:
-    """A table in Markdown with a line for each row: losses as mean and standard deviation over the seeds."""
-    columns = [*LOSSES.values(), "best step", "seconds", "parameters", "peak memory, MB", "seeds", "command"]
+    """A table in Markdown with a line for each row: losses as mean and standard deviation over the seeds.
+
+    For words, perplexities stand in place of the losses.
+    """
+    words = rows[0].table == "words"
+    shown = {"val": "perplexity"} if words else LOSSES
+    columns = [*shown.values(), "best step", "seconds", "parameters", "peak memory, MB", "seeds", "command"]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
         found = [result for seed in row.seeds if (result := read(folder, row, seed)) is not None]
         if not found:
             lines.append(f"| {row.name} " + "| " * (len(columns) - 2) + f"| missing | `{row.command}` |")
             continue
-        all_losses = ([r["losses"][name] for r in found if name in r["losses"]] for name in LOSSES)
-        losses = [mean_and_spread(values, ".3f") if values else "-" for values in all_losses]
+        all_losses = ([r["losses"][name] for r in found if name in r["losses"]] for name in shown)
+        if words:
+            all_losses = (list(map(math.exp, values)) for values in all_losses)
+        losses = [mean_and_spread(values, ".1f" if words else ".3f") if values else "-" for values in all_losses]
         best = {"last" if r["best_step"] == r["steps"] else f"{r['best_step']:,}" for r in found if "steps" in r}
         timed = [result["seconds"] for result in found if "seconds" in result]
         memory = statistics.median(result["peak_memory_mb"] for result in found)

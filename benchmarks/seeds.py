@@ -46,7 +46,9 @@ def measure(hidden: int, rows: int, length: int, steps: int, rounds: int) -> dic
         mesh = None if devices == 1 else make_mesh(devices)
         key, state, index = runs if mesh is None else shard_batch(mesh, runs)
         together = seed_train_steps(task, optimizer, read, True, mesh)
-        call = jax.jit(lambda k, s, i, run=together: run(k, s, Windows(given[0].text, i), steps, None))
+        call = jax.jit(
+            lambda k, s, i, run=together: run(k, s, Windows(given[0].text, i, given[0].offsets), steps, None)
+        )
         work[f"{devices} devices"] = partial(call, key, state, index)
     for each in work.values():
         jax.block_until_ready(each())

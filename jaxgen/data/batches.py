@@ -23,6 +23,7 @@ from jaxgen.types import Batch, ConditionedBatch
 #: The keys of independent streams of random numbers; they must never change.
 PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
 PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11, "sequences": 12, "cold starts": 13}
+PURPOSES |= {"lengths": 14}
 
 #: All rows of a batch.
 EVERY = slice(None)
@@ -84,6 +85,59 @@ def check_batch_sizes(**sizes: int) -> None:
         check_int(f"The {name.replace('_', ' ')}", value, *((0, (1 << 32) - 1) if name == "seed" else (1,)))
 
 
+#: Probability of windows of half the usual length.
+HALF = 0.05
+#: Probabilities of a standard normal number that is rounded to -2 ... 2.
+ROUNDED_NORMAL = (0.0668, 0.2417, 0.3830, 0.2417, 0.0668)
+
+
+@dataclass(frozen=True)
+class WindowLengths:
+    """How many tokens the windows of each step have: ``usual``, unless they are random or still grow.
+
+    In the first ``warmup`` steps they have a quarter of it, then a half, then three quarters, each for a third of these
+    steps (Li et al. 2022, arXiv:2108.06084). Later, with a ``spread``, each step draws its own (Merity et al. 2018,
+    arXiv:1708.02182, section 4.1): with probability 0.05 half of the usual length, else the usual one plus a normal
+    number with the standard deviation ``spread``, rounded to -2 to 2 times ``spread``. Each of these few lengths is
+    compiled once.
+    """
+
+    usual: int
+    spread: int = 0
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_batch_sizes(seq_len=self.usual)
+        check_int("The warm-up of the sequence length", self.warmup, 0)
+        if check_int("The spread of the sequence length", self.spread, 0) > self.usual // 4:
+            raise UsageError(
+                f"--seq-len-spread {self.spread} is more than a quarter of --seq-len {self.usual}: give "
+                f"{self.usual // 4} or less."
+            )
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest windows."""
+        return self.usual + 2 * self.spread
+
+    @property
+    def varies(self) -> bool:
+        """Whether there are several lengths."""
+        return self.spread > 0 or self.warmup > 0
+
+    def of_epoch(self, seed: int, epoch: int, steps: int) -> np.ndarray:
+        """Returns the length of each step of an epoch of so many ``steps``, int64 [steps]."""
+        lengths = np.full(steps, self.usual, np.int64)
+        if self.spread:
+            choices = np.append(max(self.usual // 2, 1), self.usual + self.spread * np.arange(-2, 3))
+            bounds = np.cumsum([HALF, *((1 - HALF) * share for share in ROUNDED_NORMAL)])[:-1]
+            drawn = random_bits(steps, seed, epoch, "lengths") * 2.0**-64
+            lengths = choices[np.searchsorted(bounds, drawn, side="right")]
+        step = epoch * steps + np.arange(steps, dtype=np.int64)
+        growing = np.maximum(self.usual * (step * 3 // max(self.warmup, 1) + 1) // 4, 1)
+        return np.where(step < self.warmup, growing, lengths)
+
+
 class Batches(ABC):
     """The training batches of any task."""
 
@@ -104,6 +158,14 @@ class Batches(ABC):
         """Returns for each shape a step that has it, and how many steps of an epoch do."""
         return [(0, self.steps_per_epoch)]
 
+    def relative_size(self, step: int) -> float:
+        """Returns the size of a step's batch as a multiple of the usual one."""
+        return 1.0
+
+    def rate_scale(self, step: int) -> float:
+        """Returns a factor on the learning rate of a step, the same for all of ``same_shape``."""
+        return 1.0
+
 
 class TextBatches(Batches):
     """Batches that are windows of a text, given by B positions at each step."""
@@ -114,9 +176,11 @@ class TextBatches(Batches):
         steps = counted(self.steps_per_epoch, "step")
         return f"<jaxgen.{type(self).__name__}: {self._size:,} x {self.length:,} tokens, {steps} per epoch>"
 
-    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
+    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, spread: int = 0, warmup: int = 0):
         check_batch_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
         self._ids, self._size, self.length, self._seed = tokens.ids, batch_size, seq_len, seed
+        self.lengths = WindowLengths(seq_len, spread, warmup)
+        self._in_epoch = lru_cache(maxsize=2)(lambda epoch: self.lengths.of_epoch(seed, epoch, self.steps_per_epoch))
         #: The smallest integer type that holds every id.
         self.id_type = np.min_scalar_type(int(tokens.ids.max(initial=0)))
         #: Size of the text in that type, in bytes.
@@ -138,10 +202,43 @@ class TextBatches(Batches):
     def places(self, step: int) -> WindowIndex:
         """Returns where the windows of a step lie in the text."""
 
+    def length_at(self, step: int) -> int:
+        """Returns the tokens of a window of a step."""
+        epoch, k = divmod(step, self.steps_per_epoch)
+        return int(self._in_epoch(epoch)[k]) if self.lengths.varies else self.length
+
+    def same_shape(self, step: int) -> int:
+        if not self.lengths.varies:
+            return FOREVER
+        epoch, k = divmod(step, self.steps_per_epoch)
+        following = self._in_epoch(epoch)[k:]
+        alike = int(np.argmax(following != following[0])) or following.size
+        left = self.lengths.warmup - step
+        return min(alike, left) if left > 0 else alike  # the warm-up has another ``rate_scale``
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """As of all batches, for the epoch after the warm-up. Lengths of the warm-up alone have 0 steps of it."""
+        if not self.lengths.varies:
+            return super().shapes()
+        warmup, found = self.lengths.warmup, dict[int, list[int]]()
+        for step in range(warmup, warmup + self.steps_per_epoch):
+            found.setdefault(self.length_at(step), []).append(step)
+        shapes = {length: (steps[0], len(steps)) for length, steps in found.items()}
+        for third in range(3):
+            if (step := -(-third * warmup // 3)) < warmup:
+                shapes.setdefault(self.length_at(step), (step, 0))
+        return [*shapes.values()]
+
+    def relative_size(self, step: int) -> float:
+        return self.length_at(step) / self.length
+
+    def rate_scale(self, step: int) -> float:
+        return 1.0 if step < self.lengths.warmup else self.relative_size(step)
+
     def batch(self, step: int, rows: slice = EVERY) -> Batch | ConditionedBatch:
         """Returns the batch of a step (from 0), [B, T], or only ``rows`` of it."""
         places = WindowIndex(*(field[rows] for field in self.places(step)))
-        return read_conditioned(self.text(step), self.conditions(step), places, self.length, self.eos, PAD, np)
+        return read_conditioned(self.text(step), self.conditions(step), places, self.length_at(step), self.eos, PAD, np)
 
 
 class StreamBatches(TextBatches):
@@ -150,21 +247,35 @@ class StreamBatches(TextBatches):
     Each epoch rotates the text by an offset drawn from (seed, epoch). ``reset`` is set at an epoch's first position and
     where the text starts over; the target across that boundary is masked. A share ``cold_starts`` of the windows, drawn
     for each (seed, step, row), starts with ``reset`` too.
+
+    Where the length of the windows varies, an epoch has as many steps as it has otherwise, so it reads the text about
+    once, and a part of it while the lengths grow.
     """
 
-    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, cold_starts: float = 0.0):
-        super().__init__(tokens, batch_size, seq_len, seed)
+    def __init__(
+        self,
+        tokens: Tokens,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        cold_starts: float = 0.0,
+        spread: int = 0,
+        warmup: int = 0,
+    ):
+        super().__init__(tokens, batch_size, seq_len, seed, spread, warmup)
         self._cold_starts = cold_starts
-        self._stride = self._ids.size // batch_size
-        if self._stride < seq_len or self._ids.size < 2:
-            raise too_short(self._ids.size, max(2, batch_size * seq_len), "batch size × sequence length")
+        self._stride, longest = self._ids.size // batch_size, self.lengths.longest
+        if self._stride < longest or self._ids.size < 2:
+            raise too_short(self._ids.size, max(2, batch_size * longest), "batch size × longest sequence")
         self.steps_per_epoch = self._stride // seq_len
+        self._before = lru_cache(maxsize=2)(lambda epoch: np.cumsum(self._in_epoch(epoch)) - self._in_epoch(epoch))
 
     def places(self, step: int) -> WindowIndex:
         epoch, window = divmod(step, self.steps_per_epoch)
         n = self._ids.size
         offset = int(random_bits(1, self._seed, epoch, "stream")[0]) % n
-        start = (offset + window * self.length + self._stride * np.arange(self._size, dtype=np.int64)) % n
+        read = int(self._before(epoch)[window]) if self.lengths.varies else window * self.length
+        start = (offset + read + self._stride * np.arange(self._size, dtype=np.int64)) % n
         fresh = np.full(self._size, window == 0)
         if self._cold_starts:
             fresh |= random_bits(self._size, self._seed, step, "cold starts") < self._cold_starts * 2.0**64
@@ -174,11 +285,14 @@ class StreamBatches(TextBatches):
 class WindowBatches(TextBatches):
     """Windows of T tokens at a stride, shuffled in each epoch, each from a fresh state.
 
-    The last partial batch of an epoch is dropped; fewer than B windows are repeated to fill one batch.
+    The last partial batch of an epoch is dropped; fewer than B windows are repeated to fill one batch. While the
+    lengths grow, only the beginnings of windows are read.
     """
 
-    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, stride: int | None = None):
-        super().__init__(tokens, batch_size, seq_len, seed)
+    def __init__(
+        self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, stride: int | None = None, warmup: int = 0
+    ):
+        super().__init__(tokens, batch_size, seq_len, seed, warmup=warmup)
         self._stride = seq_len if stride is None else stride
         check_batch_sizes(stride=self._stride)
         if self._ids.size < seq_len + 1:
@@ -247,11 +361,14 @@ def make_batches(
     seed: int,
     stride: int | None = None,
     cold_starts: float = 0.0,
+    spread: int = 0,
+    warmup: int = 0,
 ) -> Batches:
     """Returns the batches of a layout.
 
     Only ``windows`` has a ``stride``, the tokens between windows (default: T), and only ``stream`` has ``cold_starts``,
-    the share of the windows that start from the initial state instead of the carried one.
+    the share of the windows that start from the initial state instead of the carried one. With a ``spread`` (only
+    ``stream``) or a ``warmup`` (not ``documents``) the windows have the lengths of ``WindowLengths``.
 
     Example:
         >>> corpus = jaxgen.prepare(["book.txt"])
@@ -265,10 +382,16 @@ def make_batches(
         raise UsageError(f"--stride applies to --layout windows, but the layout is {layout}. Leave it out.")
     if cold_starts and layout != "stream":
         raise UsageError(f"--cold-starts applies to --layout stream, but the layout is {layout}. Leave it out.")
+    if spread and layout != "stream":
+        raise UsageError(f"--seq-len-spread applies to --layout stream, but the layout is {layout}. Leave it out.")
+    if warmup and layout not in ("stream", "windows"):
+        raise UsageError(
+            f"--seq-len-warmup applies to --layout stream and windows, but the layout is {layout}. Leave it out."
+        )
     if layout == "windows":
-        return WindowBatches(tokens, batch_size, seq_len, seed, stride)
+        return WindowBatches(tokens, batch_size, seq_len, seed, stride, warmup)
     if layout == "stream":
-        return StreamBatches(tokens, batch_size, seq_len, seed, cold_starts)
+        return StreamBatches(tokens, batch_size, seq_len, seed, cold_starts, spread, warmup)
     return BATCHES[layout](tokens, batch_size, seq_len, seed)
 
 

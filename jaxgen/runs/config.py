@@ -171,7 +171,8 @@ class TrainConfig(BaseModel):
     average: str = "none"
     """Average of the weights, evaluated beside the weights themselves; the better ones are those of a checkpoint. ema:
     exponential moving average. tail: mean since a share of the run. nt-asgd: mean since the evaluations no longer
-    improve (Merity et al. 2018)."""
+    improve (Merity et al. 2018). two-tailed: mean of the last steps, as many as evaluations favour
+    (Melis 2022)."""
     average_options: dict[str, Finite] = {}
     """Options of the average, as NAME VALUE pairs: decay (ema), start (tail), patience (nt-asgd)."""
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0

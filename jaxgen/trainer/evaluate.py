@@ -74,6 +74,13 @@ def build_rates(config: TrainConfig, horizon: int, scale: float = 1.0, costs: Se
     return Rates(*map(np.asarray, (peak, np.int32(warmup), np.int32(horizon), final, np.int32(begin))))
 
 
+def count_averages(config: TrainConfig) -> int:
+    """The number of averages of the weights that an evaluation scores beside these."""
+    if config.average == "none":
+        return 0
+    return 2 if getattr(AVERAGES.get(config.average), "two_tails", False) else 1
+
+
 def build_schedule(config: TrainConfig) -> Schedule:
     """The schedule of the settings. Raises ``UsageError``."""
     return named_schedule(config.schedule, config.schedule_options)

@@ -35,12 +35,12 @@ class InputPipeline:
         self.read: HostBatches | DeviceText = HOST_BATCHES
         self._windows: TextBatches | None = None  # batches that the device reads from the text
         if isinstance(batches, TextBatches) and batches.text_bytes <= MAX_DEVICE_TEXT_BYTES:
-            self.read, self._windows = DeviceText(batches.length, batches.eos, PAD), batches
+            self.read, self._windows = DeviceText(batches.eos, PAD), batches
 
     def steps_in_call(self, step: int) -> int:
         """The number of steps from ``step`` on that one call can take."""
-        alike = self._batches.same_shape(step) if self._windows is None else self._windows.same_text(step)
-        return min(self._calls, alike)
+        same_text = FOREVER if self._windows is None else self._windows.same_text(step)
+        return min(self._calls, self._batches.same_shape(step), same_text)
 
     def next(self, step: int, number: int) -> Any:
         """The ``number`` batches from ``step`` on, stacked; padded to ``calls`` with copies of the last."""
@@ -48,7 +48,7 @@ class InputPipeline:
         if not isinstance(found, Windows):
             return found if self._mesh is None else shard_local_batches(self._mesh, found)
         text, conditions = self._text_on_device(found)
-        windows = Windows(text, found.window_index, conditions)
+        windows = Windows(text, found.window_index, found.offsets, conditions)
         return windows if self._mesh is None else shard_windows(self._mesh, windows)
 
     def on_host(self, step: int, number: int) -> Any:
@@ -59,7 +59,8 @@ class InputPipeline:
             return jax.tree.map(lambda *fields: np.stack(fields), *(batches[at] for at in steps))
         start, stop, fresh = (np.stack(field) for field in zip(*map(self._windows.places, steps)))
         index = WindowIndex(start.astype(np.int32), stop.astype(np.int32), fresh)
-        return Windows(self._windows.text(step), index, self._windows.conditions(step))
+        offsets = np.arange(self._windows.length_at(step), dtype=np.int32)
+        return Windows(self._windows.text(step), index, offsets, self._windows.conditions(step))
 
     @property
     def keeps_text(self) -> bool:

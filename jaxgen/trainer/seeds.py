@@ -149,7 +149,7 @@ def why_not_together(prepared: Sequence[Prepared]) -> str | None:
     if any(each.resolved["model"] != first.resolved["model"] for each in prepared):
         return "their vocabularies differ, because the seed decides which texts are for validation"
     if any(len(each.data.batches.shapes()) > 1 for each in prepared):
-        return "their batches have several widths (--buckets 1 gives all one)"
+        return "their batches have several lengths (--buckets, --seq-len-spread or --seq-len-warmup)"
     shapes = [jax.tree.map(np.shape, _pipeline(each.data.batches, 1, 1).on_host(0, 1)) for each in prepared]
     if any(shape != shapes[0] for shape in shapes):
         return "their batches differ in shape"
@@ -260,7 +260,8 @@ class SeedInputs:
                 self._on_devices = replicate(self._mesh, texts[0])
             self._texts = [each.text for each in found]
         text, conditions = self._on_devices
-        return Windows(text, self.put(_stack([each.window_index for each in found])), conditions)
+        offsets = found[0].offsets if self.shares_text else self.put(_stack([each.offsets for each in found]))
+        return Windows(text, self.put(_stack([each.window_index for each in found])), offsets, conditions)
 
 
 def _pipeline(batches: Batches, calls: int, rows: int) -> InputPipeline:

@@ -62,11 +62,12 @@ def measure_speed(saved: LoadedRun, seconds: float = 3.0) -> Speed:
         DataError: Its data cannot be read.
     """
     trainer = trial(saved.config)
-    step = _usual(lambda: trainer.time_call(0), seconds)
+    usual = usual_step(trainer)
+    step = _usual(lambda: trainer.time_call(usual), seconds)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trainer.state.params))
     found: dict[str, Any] = {
         "step_seconds": step,
-        "tokens_per_second": trainer.data.units_per_step / step,
+        "tokens_per_second": trainer.data.units_per_step * trainer.batches.relative_size(usual) / step,
         "products": products_of_step(trainer),
     }
     if saved.config.task == "language":
@@ -74,9 +75,14 @@ def measure_speed(saved: LoadedRun, seconds: float = 3.0) -> Speed:
     return Speed(measure_ceiling(trainer.devices, seconds / 3), trainer.devices, parameters, **found)
 
 
+def usual_step(trainer: Trainer) -> int:
+    """A step whose batch has the commonest shape."""
+    return max(trainer.batches.shapes(), key=lambda shape: shape[1])[0]
+
+
 def products_of_step(trainer: Trainer) -> int:
-    """FLOP of the products of one training step, on all devices together."""
-    batches = trainer.inputs.on_host(0, 1)
+    """FLOP of the products of one training step of the commonest shape, on all devices together."""
+    batches = trainer.inputs.on_host(usual_step(trainer), 1)
     accumulate = trainer.config.accumulate
     step = partial(train_steps, trainer.learner, trainer.optimizer, read=trainer.inputs.read, accumulate=accumulate)
     return count_products(step, trainer.key, trainer.gathered_state(), batches, 1, trainer.rates)

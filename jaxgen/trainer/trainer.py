@@ -30,6 +30,7 @@ from jaxgen.trainer.evaluate import (
     build_optimizer,
     build_rates,
     build_schedule,
+    count_averages,
     evaluate,
 )
 from jaxgen.trainer.input_pipeline import InputPipeline
@@ -45,7 +46,7 @@ from jaxgen.trainer.progress_state import (
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
 from jaxgen.trainer.teacher import training_task
-from jaxgen.training.averaging import Averaged, exchange
+from jaxgen.training.averaging import Averaged, drop_longer, exchange
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
 from jaxgen.training.optimizer import OPTIMIZERS
 from jaxgen.training.schedules import Rates
@@ -104,7 +105,8 @@ class Trainer:
         most = getattr(task, "STEPS_PER_CALL", MAX_STEPS_PER_CALL)
         self.steps_per_call = min(most, steps_per_call(resolved["parameters"], data.tokens_per_step))
         self.eval_schedule = EvalSchedule.of(config, resolved["horizon"], self.total_steps)
-        self.inputs = InputPipeline(data.batches, self.steps_per_call, self.devices, config.batch_size, group)
+        self.batches = data.batches
+        self.inputs = InputPipeline(self.batches, self.steps_per_call, self.devices, config.batch_size, group)
         self.set_progress(ProgressState())
         self._inference = TrainingInference(task, data, config.seed)
         self.throughput = Throughput()
@@ -146,6 +148,11 @@ class Trainer:
         scale = ROLLBACK_SCALE**self.progress.rollbacks
         self.rates = build_rates(self.config, self.resolved["horizon"], scale, self.progress.costs)
 
+    def _rates_of(self, step: int) -> Rates:
+        """The rates of a step, which may have its own factor."""
+        scale = self.batches.rate_scale(step)
+        return self.rates if scale == 1 else self.rates._replace(peak=np.asarray(self.rates.peak * scale, np.float32))
+
     @property
     def _only_average(self) -> bool:
         """Whether only the average of the weights is evaluated."""
@@ -165,7 +172,8 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the last step before ``step``."""
-        return float(build_schedule(self.config)(max(step - 1, 0), self.rates))
+        last = max(step - 1, 0)
+        return float(build_schedule(self.config)(last, self._rates_of(last)))
 
     def gathered_state(self) -> TrainState:
         """The state with all rows on this host."""
@@ -302,11 +310,11 @@ class Trainer:
         number = min(self.inputs.steps_in_call(step), boundary - step)
         batches: Future = pool.submit(self.inputs.next, step, number)
         while step < boundary and not stop.is_set and not self._is_late():
-            ready, after = batches.result(), step + number
+            ready, after, rates = batches.result(), step + number, self._rates_of(step)
             following = min(self.inputs.steps_in_call(after), boundary - after)
             if following:
                 batches = pool.submit(self.inputs.next, after, following)
-            self.state, log = self._train_steps(self.key, self.state, ready, number, self.rates, *stop.inputs())
+            self.state, log = self._train_steps(self.key, self.state, ready, number, rates, *stop.inputs())
             self.throughput.dispatched(ready)
             if unread is not None:
                 clock, progress = self.read_metrics(stop, *unread, clock)
@@ -336,7 +344,8 @@ class Trainer:
         self.progress.add(losses, counts, now - clock)
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
         self._check_loss(step, mean)
-        self.throughput.completed(number * self.data.units_per_step, now - clock)
+        size = number * self.batches.relative_size(step - number)
+        self.throughput.completed(size * self.data.units_per_step, now - clock)
         speed = self.throughput.measured
         left = None if speed is None else (self.total_steps - step) * self.data.units_per_step / speed
         progress = Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left)
@@ -384,11 +393,11 @@ class Trainer:
 
         The generated metrics of a report are missing: they can take very long.
         """
-        params, both = self.state.params, 1 if self.config.average == "none" else 2
+        params, number = self.state.params, 1 + count_averages(self.config)
         inference = self._inference_with(params) if self.group.is_main else None
 
         def repeated(work: Work) -> Work:
-            return lambda: [work() for _ in range(both)]
+            return lambda: [work() for _ in range(number)]
 
         def on_main(work: Callable[[TrainingInference, bool], object], final: bool) -> Work:
             return lambda: None if inference is None else work(inference, final)
@@ -407,6 +416,7 @@ class Trainer:
         for metrics in found.values():
             if not math.isfinite(metrics["val_loss"]):
                 raise self._diverged(f"The validation loss became {metrics['val_loss']}", step)
+        self._choose_tail(candidates, found)
         cost = None
         with self.group.all_or_none():
             if self.group.is_main:
@@ -435,8 +445,20 @@ class Trainer:
             return {"raw": params}
         if self._only_average:
             return {"average": state.average}
-        begun = int(unreplicate(state.step)) > int(self.rates.average_from)
-        return {"raw": params, "average": state.average} if begun else {"raw": params}
+        step = int(unreplicate(state.step))
+        if step <= int(self.rates.average_from):
+            return {"raw": params}
+        shorter = {"shorter": state.shorter} if state.begins and step > int(unreplicate(state.begins[1])) else {}
+        return {"raw": params, "average": state.average, **shorter}
+
+    def _choose_tail(self, candidates: dict[str, Params], found: dict[str, dict[str, Any]]) -> None:
+        """Of two tails, go on with the shorter one if its loss is not higher; ``average`` is then that one."""
+        if "shorter" not in found:
+            return
+        params, metrics = candidates.pop("shorter"), found.pop("shorter")
+        if self.group.broadcast_json(bool(metrics["val_loss"] <= found["average"]["val_loss"])):
+            candidates["average"], found["average"] = params, metrics
+            self.state = self.state._replace(opt_state=drop_longer(self.state.opt_state))
 
     def _row(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """The line of ``metrics.jsonl``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,17 @@ class Averaged(NamedTuple):
     inner: optax.OptState
     average: Params
     step: Int[Array, ""]  # number of updates
+    # Of two tails only: a second, shorter average, and the first update of each.
+    shorter: Params = {}
+    begins: tuple[Int[Array, ""], ...] = ()
 
 
 @runtime_checkable
 class Average(Protocol):
-    """An entry of ``AVERAGES``: a frozen dataclass whose fields are the options."""
+    """An entry of ``AVERAGES``: a frozen dataclass whose fields are the options.
+
+    With ``two_tails = True`` there is a second average, which begins later (``TwoTailed``).
+    """
 
     def share(self, age: Int[Array, ""]) -> Float[Array, ""]:
         """The share of the newest weights in the average, of which ``age`` updates are part already."""
@@ -94,8 +100,22 @@ class NTASGD:
         return NEVER
 
 
+@dataclass(frozen=True)
+class TwoTailed:
+    """The longer of two means of the weights. When an evaluation finds the shorter one at least as good, this becomes
+    the longer one, and a new shorter one begins (Melis 2022, arXiv:2209.12581)."""
+
+    two_tails: ClassVar[bool] = True
+
+    def share(self, age: Int[Array, ""]) -> Float[Array, ""]:
+        return 1 / (1.0 + age)
+
+    def begin(self, horizon: int, costs: Sequence[Sequence[float]]) -> int:
+        return 0
+
+
 #: Averages by name.
-AVERAGES: dict[str, type[Average]] = {"ema": EMA, "nt-asgd": NTASGD, "tail": Tail}
+AVERAGES: dict[str, type[Average]] = {"ema": EMA, "nt-asgd": NTASGD, "tail": Tail, "two-tailed": TwoTailed}
 
 
 def named_average(name: str, options: Mapping[str, float] | None = None) -> Average:
@@ -111,20 +131,31 @@ def with_average(optimizer: optax.GradientTransformation, average: Average) -> o
     Before, and without ``rates``, the average is the weights themselves, or it begins with the first update.
     """
     optimizer = optax.with_extra_args_support(optimizer)
+    two_tails = getattr(average, "two_tails", False)
 
     def init(params: Params) -> Averaged:
-        return Averaged(optimizer.init(params), _copied(params), jnp.zeros((), jnp.int32))
+        state = Averaged(optimizer.init(params), _copied(params), jnp.zeros((), jnp.int32))
+        begins = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return state._replace(shorter=_copied(params), begins=begins) if two_tails else state
 
     def update(
         updates: PyTree, state: Averaged, params: Params, *, rates: Rates | None = None, **more: object
     ) -> tuple[PyTree, Averaged]:
         more |= {} if rates is None else {"rates": rates}
         updates, inner = optimizer.update(updates, state.inner, params, **more)
-        age = state.step - (0 if rates is None else jnp.asarray(rates.average_from, jnp.int32))
-        share = jnp.where(age < 0, 1.0, average.share(jnp.maximum(age, 0)))
         new = optax.apply_updates(params, updates)
-        mean = jax.tree.map(lambda a, p: ((1 - share) * a + share * p).astype(a.dtype), state.average, new)
-        return updates, Averaged(inner, mean, state.step + 1)
+        first = jnp.asarray(0 if rates is None else rates.average_from, jnp.int32)
+
+        def mean(old: Params, begin: Array) -> Params:
+            age = state.step - begin
+            share = jnp.where(age < 0, 1.0, average.share(jnp.maximum(age, 0)))
+            return jax.tree.map(lambda a, p: ((1 - share) * a + share * p).astype(a.dtype), old, new)
+
+        after = state._replace(inner=inner, step=state.step + 1)
+        if not two_tails:
+            return updates, after._replace(average=mean(state.average, first))
+        longer, shorter = (jnp.maximum(first, begin) for begin in state.begins)
+        return updates, after._replace(average=mean(state.average, longer), shorter=mean(state.shorter, shorter))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -160,6 +191,12 @@ def _copied(params: Params) -> Params:
     """Arrays of their own: a state is donated, and may hold no array twice."""
     copied: Params = jax.tree.map(jnp.array, params)
     return copied
+
+
+def drop_longer(state: Averaged) -> Averaged:
+    """The state with the shorter of two tails as its average; a new shorter one begins with the next update."""
+    begins = state.begins[1], state.step + 0  # an array of its own
+    return state._replace(average=state.shorter, shorter=state.average, begins=begins)
 
 
 def exchange(params: Params, state: Averaged) -> tuple[Params, Averaged]:

@@ -31,7 +31,7 @@ _REPLICATED, _SHARDED, _SHARDED_BATCHES = PartitionSpec(), PartitionSpec(BATCH_A
 # The partition specs of these structures.
 _STATE = TrainState(step=_REPLICATED, params=_REPLICATED, opt_state=_REPLICATED, carry=_SHARDED)  # type: ignore[arg-type]
 _INDEX = WindowIndex(start=_SHARDED_BATCHES, stop=_SHARDED_BATCHES, fresh=_SHARDED_BATCHES)  # type: ignore[arg-type]
-_SHARDED_WINDOWS = Windows(text=_REPLICATED, window_index=_INDEX, conditions=_REPLICATED)  # type: ignore[arg-type]
+_SHARDED_WINDOWS = Windows(_REPLICATED, _INDEX, offsets=_REPLICATED, conditions=_REPLICATED)  # type: ignore[arg-type]
 
 
 def data_parallel_size(rows: int, available: int, load: float = 0.0) -> int:

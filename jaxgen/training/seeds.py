@@ -30,17 +30,17 @@ def seed_train_steps(
         task: static.
         optimizer: static.
         read: as in ``train_steps``.
-        shares_text: ``batches`` are ``Windows`` of one text; its ``text`` and ``conditions`` have no axis of runs.
+        shares_text: ``batches`` are ``Windows`` of one text; only its ``window_index`` has an axis of runs.
         mesh: spread the runs over the devices of its only axis, which exchange nothing. Their number must divide that
             of the runs.
     """
     one = partial(train_steps, task, optimizer, read=read)
-    batches: Any = Windows(text=None, window_index=0, conditions=None) if shares_text else 0  # type: ignore[arg-type]
+    batches: Any = Windows(None, 0, None) if shares_text else 0  # type: ignore[arg-type]
     steps: Callable = jax.vmap(one, in_axes=(0, 0, batches, None, 0))
     if mesh is None:
         return steps
     runs, whole = PartitionSpec(*mesh.axis_names), PartitionSpec()
-    parts: Any = Windows(text=whole, window_index=runs, conditions=whole) if shares_text else runs  # type: ignore[arg-type]
+    parts: Any = Windows(whole, runs, whole, whole) if shares_text else runs  # type: ignore[arg-type]
     # The devices exchange nothing, so there is no need to check what varies between them.
     return jax.shard_map(
         steps, mesh=mesh, in_specs=(runs, runs, parts, whole, runs), out_specs=(runs, runs), check_vma=False

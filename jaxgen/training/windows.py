@@ -34,6 +34,7 @@ class Windows(NamedTuple):
 
     text: Int[ArrayLike, "length"]  # token ids
     window_index: WindowIndex
+    offsets: Int[ArrayLike, "T"]  # 0 to T - 1. Its shape is the length of the windows: each is compiled once
     conditions: Conditions | None = None  # of the positions of ``text``
 
 
@@ -101,9 +102,8 @@ HOST_BATCHES = HostBatches()
 
 @dataclass(frozen=True)
 class DeviceText:
-    """Batches as ``Windows`` of ``length`` tokens."""
+    """Batches as ``Windows``."""
 
-    length: int
     eos: int | None
     pad: int
 
@@ -117,4 +117,5 @@ class DeviceText:
             lambda a: lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False), windows.window_index
         )
         text, conditions = jax.tree.map(jnp.asarray, (windows.text, windows.conditions))
-        return read_conditioned(text, conditions, places, self.length, self.eos, self.pad, jnp)
+        length = jnp.shape(windows.offsets)[0]
+        return read_conditioned(text, conditions, places, length, self.eos, self.pad, jnp)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.batches import BATCHES, Tokens, make_batches, permutation, random_bits
+from jaxgen.data.batches import BATCHES, Tokens, WindowLengths, make_batches, permutation, random_bits
 from jaxgen.errors import DataError, UsageError
 from jaxgen.tokenizers import EOS, PAD
 
@@ -149,6 +149,98 @@ def test_cold_starts_of_other_layouts_are_refused():
     for layout, tokens in (("windows", running(50)), ("documents", documents([9]))):
         with pytest.raises(UsageError, match="--cold-starts"):
             make_batches(layout, tokens, 1, 5, 0, cold_starts=0.1)
+
+
+def test_random_lengths_are_half_the_usual_one_or_a_normal_number_in_multiples_of_the_spread():
+    lengths = WindowLengths(usual=70, spread=5).of_epoch(seed=3, epoch=0, steps=40_000)
+    found = {length: np.mean(lengths == length) for length in np.unique(lengths).tolist()}
+    assert found.keys() == {35, 60, 65, 70, 75, 80}
+    assert found[35] == pytest.approx(0.05, abs=0.005)
+    others = lengths[lengths != 35]
+    assert others.mean() == pytest.approx(70, abs=0.1)
+    assert others.std() == pytest.approx(5, abs=0.1)
+    assert found[70] == pytest.approx(0.95 * 0.383, abs=0.01)
+    other = WindowLengths(usual=70, spread=5)
+    assert not np.array_equal(other.of_epoch(4, 0, 100), lengths[:100])
+    assert not np.array_equal(other.of_epoch(3, 1, 100), lengths[:100])
+
+
+def test_lengths_grow_in_quarters_over_the_steps_of_the_warm_up():
+    lengths = WindowLengths(usual=16, warmup=6)
+    whole = [4, 4, 8, 8, 12, 12, 16, 16, 16, 16]
+    assert lengths.of_epoch(0, 0, 10).tolist() == whole
+    assert [*lengths.of_epoch(0, 0, 5), *lengths.of_epoch(0, 1, 5)] == whole
+    assert WindowLengths(usual=2, warmup=3).of_epoch(0, 0, 4).tolist() == [1, 1, 1, 2]
+    both = WindowLengths(usual=16, spread=2, warmup=6).of_epoch(0, 0, 100)
+    assert both[:6].tolist() == whole[:6]
+    assert np.array_equal(both[6:], WindowLengths(usual=16, spread=2).of_epoch(0, 0, 100)[6:])
+
+
+VARYING = [{"spread": 2}, {"warmup": 20}, {"spread": 2, "warmup": 7}]
+
+
+@pytest.mark.parametrize("varying", VARYING)
+def test_windows_of_a_stream_follow_each_other_whatever_their_lengths(varying):
+    def made():
+        return make_batches("stream", running(1000), 4, 8, 7, **varying)
+
+    batches, rows = made(), [[] for _ in range(4)]
+    plain = make_batches("stream", running(1000), 4, 8, 7)
+    assert batches.steps_per_epoch == plain.steps_per_epoch == 31
+    for step in range(31):
+        batch = batches.batch(step)
+        assert batch.tokens.shape == (4, batches.length_at(step))
+        assert np.array_equal(made().batch(step).tokens, batch.tokens), "alone as in sequence"
+        assert batch.reset[:, 0].all() == (step == 0)
+        for row, tokens in zip(rows, batch.tokens):
+            row.extend(tokens.tolist())
+    begin = plain.batch(0).tokens[:, 0]
+    for row, first in zip(rows, begin):
+        assert row == [3 + (first - 3 + n) % 1000 for n in range(len(row))]
+    assert batches.batch(31).reset[:, 0].all()
+    assert np.array_equal(batches.batch(31).tokens[:, 0], plain.batch(31).tokens[:, 0])
+
+
+def test_the_warm_up_of_shuffled_windows_reads_their_beginnings():
+    short, plain = (make_batches("windows", running(200), 4, 8, 7, warmup=warmup) for warmup in (9, 0))
+    for step, length in ((0, 2), (3, 4), (8, 6), (9, 8)):
+        for one, other in zip(short.batch(step), plain.batch(step)):
+            assert np.array_equal(one, other[:, :length])
+
+
+@pytest.mark.parametrize("varying", VARYING)
+def test_all_shapes_are_told_and_where_they_change(varying):
+    batches = make_batches("stream", running(1000), 4, 8, 7, **varying)
+    end = max(varying.get("warmup", 0), 1) + batches.steps_per_epoch
+    lengths = [batches.length_at(step) for step in range(end + 31)]
+    known = {batches.length_at(step): often for step, often in batches.shapes()}
+    assert set(lengths[:end]) == set(known)
+    assert sum(known.values()) == batches.steps_per_epoch
+    for step in range(end):
+        alike = range(step, step + batches.same_shape(step))
+        assert {lengths[each] for each in alike if each < len(lengths)} == {lengths[step]}
+        assert len({batches.rate_scale(each) for each in alike}) == 1
+
+
+def test_a_drawn_length_scales_the_learning_rate_and_one_of_the_warm_up_does_not():
+    batches = make_batches("stream", running(1000), 4, 8, 7, spread=2, warmup=6)
+    for step in range(31):
+        assert batches.relative_size(step) == batches.length_at(step) / 8
+        assert batches.rate_scale(step) == (1 if step < 6 else batches.length_at(step) / 8)
+
+
+def test_lengths_that_a_layout_cannot_have_are_refused():
+    for layout, tokens in (("windows", running(50)), ("documents", documents([9]))):
+        with pytest.raises(UsageError, match="--seq-len-spread"):
+            make_batches(layout, tokens, 1, 5, 0, spread=1)
+    with pytest.raises(UsageError, match="--seq-len-warmup"):
+        make_batches("documents", documents([9]), 1, 5, 0, warmup=1)
+    with pytest.raises(UsageError, match="give 2"):
+        make_batches("stream", running(50), 1, 8, 0, spread=3)
+    with pytest.raises(UsageError, match="warm-up"):
+        make_batches("stream", running(50), 1, 8, 0, warmup=-1)
+    with pytest.raises(DataError, match="--seq-len"):
+        make_batches("stream", running(19), 2, 8, 0, spread=1)
 
 
 def test_stream_says_how_much_text_it_needs():

@@ -124,10 +124,18 @@ def test_a_killed_process_ends_the_others_and_the_job_goes_on_when_started_again
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "layout"), [(2, "windows"), (4, "documents"), (4, "stream")])
-def test_two_and_four_processes_compute_what_one_does(jobs, alone, number, layout):
-    alone("one", "--layout", layout)
-    ended = train(jobs, number, "several", "--layout", layout)
+@pytest.mark.parametrize(
+    ("number", "flags"),
+    [
+        (2, "--layout windows"),
+        (4, "--layout documents"),
+        (4, "--layout stream"),
+        (2, "--average two-tailed --seq-len-spread 2 --seq-len-warmup 6"),
+    ],
+)
+def test_two_and_four_processes_compute_what_one_does(jobs, alone, number, flags):
+    alone("one", *flags.split())
+    ended = train(jobs, number, "several", *flags.split())
     assert [each.code for each in ended] == [0] * number, ended
     check_same(jobs.folder / "one", jobs.folder / "several")
     for each in ended[1:]:

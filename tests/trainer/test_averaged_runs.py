@@ -11,6 +11,7 @@ from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.trainer.run import resume, start
+from jaxgen.trainer.seeds import train_seeds
 from jaxgen.trainer.trainer import Trainer
 
 pytestmark = pytest.mark.runs
@@ -80,3 +81,76 @@ def test_schedule_free_evaluates_and_saves_its_average(book, tmp_path):
     saved, _ = CheckpointStore(tmp_path / "run" / "checkpoints").restore()
     assert saved
     equal(resume(tmp_path / "run").state, trainer.state)
+
+
+NOISY = {"steps": 30, "optimizer": "sgd", "lr": 0.5, "schedule": "constant", "batch_size": 4, "weight_decay": 0.0}
+
+
+def waves(params):
+    """A loss that now prefers the longer and now the shorter mean."""
+    return 9 + float(np.mean([np.sin(30 * np.asarray(leaf, np.float64)).mean() for leaf in jax.tree.leaves(params)]))
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The weights that were evaluated during training, whose validation loss is ``waves``."""
+    metrics, seen = Trainer._metrics, []
+
+    def found(self, params, final):
+        if not final:
+            seen.append(jax.device_get(params))
+        return {**metrics(self, params, final), "val_loss": waves(params)}
+
+    monkeypatch.setattr(Trainer, "_metrics", found)
+    return seen
+
+
+def test_two_tailed_averaging_is_that_of_the_paper(book, tmp_path, evaluated):
+    """Compared with two means that are computed here, in float64, of the weights of every step."""
+    start(settings(book, tmp_path / "plain", **NOISY, eval_every=1)).train()
+    weights = [jax.tree.map(lambda leaf: leaf.astype(np.float64), each) for each in evaluated]
+    evaluated.clear()
+    trainer = start(settings(book, tmp_path / "run", **NOISY, eval_every=2, average="two-tailed"))
+    trainer.train()
+
+    def mean(first, last):
+        return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *weights[first:last])
+
+    longer, shorter, dropped, losses = 0, 0, [], []
+    for step in range(2, 31, 2):
+        drops = waves(mean(shorter, step)) <= waves(mean(longer, step))
+        longer, shorter = (shorter, step) if drops else (longer, shorter)
+        dropped.append(drops)
+        losses.append(waves(mean(longer, step)))
+    assert 2 < sum(dropped) < len(dropped) - 2  # both happen
+    state = trainer.state.opt_state
+    assert [int(begin) for begin in state.begins] == [longer, shorter]
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, jax.device_get(state.average), mean(longer, 30))
+    rows = MetricsLog(tmp_path / "run" / "metrics.jsonl").read()
+    assert [row["val_loss_average"] for row in rows] == pytest.approx(losses, rel=1e-4)
+    assert [row["val_loss"] for row in rows] == [min(row["val_loss_average"], row["val_loss_raw"]) for row in rows]
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2"))])
+def test_two_tails_are_the_same_when_a_run_is_stopped_and_resumed(devices, book, tmp_path, evaluated):
+    more = {**NOISY, "eval_every": 4, "average": "two-tailed", "batch_size": 16, "devices": devices}
+    whole = start(settings(book, tmp_path / "whole", **more))
+    whole.train()
+    for progress in start(settings(book, tmp_path / "parts", **more)):
+        if progress.step >= 18:
+            break
+    parts = resume(tmp_path / "parts")
+    assert int(parts.state.step) == 16
+    parts.train()
+    equal(parts.state, whole.state)
+    equal(*(LoadedRun.open(str(tmp_path / name)).params()[1] for name in ("parts", "whole")))
+
+
+def test_each_of_several_seeds_has_its_own_tails(book, tmp_path):
+    more = {**NOISY, "eval_every": 4, "average": "two-tailed", "steps": 12}
+    train_seeds(settings(book, tmp_path / "seeds", **more), [3, 4])
+    alone = start(settings(book, tmp_path / "alone", **more, seed=4, devices=1))
+    alone.train()
+    together = resume(tmp_path / "seeds" / "seed-4").state
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), together, alone.state)

@@ -49,9 +49,17 @@ def taken(source, first, number):
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2"))])
-@pytest.mark.parametrize(("layout", "cold"), [*((layout, 0.0) for layout in LAYOUTS), ("stream", 0.4)])
-def test_the_device_reads_what_the_host_reads(layout, cold, devices):
-    batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3, cold_starts=cold)
+@pytest.mark.parametrize(
+    ("layout", "more"),
+    [
+        *((layout, {}) for layout in LAYOUTS),
+        ("stream", {"cold_starts": 0.4}),
+        ("stream", {"spread": 1, "warmup": 4}),
+        ("windows", {"warmup": 7}),
+    ],
+)
+def test_the_device_reads_what_the_host_reads(layout, more, devices):
+    batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3, **more)
     source = feed.InputPipeline(batches, CALLS, devices, B, ProcessGroup())
     assert isinstance(source.read, DeviceText)
     number = 3 * batches.steps_per_epoch + 1
@@ -85,8 +93,9 @@ def test_a_call_ends_where_documents_are_shuffled_anew():
 
 
 @pytest.mark.slow
-def test_a_text_too_long_for_the_device_trains_to_the_same_bits(monkeypatch):
-    batches = make_batches("documents", LAYOUTS["documents"], B, T, seed=3)
+@pytest.mark.parametrize(("layout", "more"), [("documents", {}), ("stream", {"warmup": 9}), ("stream", {"spread": 1})])
+def test_a_text_too_long_for_the_device_trains_to_the_same_bits(layout, more, monkeypatch):
+    batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3, **more)
     task = LanguageTask.build(vocab_size=50, cell="elman", cell_options={}, hidden=4, dropout=0.2)
     optimizer, key = optax.sgd(0.1), jax.random.key(0)
     ends = []

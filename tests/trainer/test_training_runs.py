@@ -193,6 +193,17 @@ def test_a_new_run_can_begin_with_the_best_weights_of_another(book, tmp_path):
     assert not (tmp_path / "words").exists()
 
 
+def test_a_run_with_larger_batches_can_go_on_from_one_with_small_ones(book, tmp_path):
+    small = settings(book, tmp_path / "small", batch_size=2, schedule="constant", sample_every=0)
+    start(small).train()
+    trainer = start(settings(book, tmp_path / "large", batch_size=8, warmup=0, init_from=str(tmp_path / "small")))
+    assert same(trainer.state.params, LoadedRun.open(tmp_path / "small").params()[1])
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(trainer.state.carry)} == {8}
+    assert trainer.train().step == trainer.total_steps
+    with pytest.raises(UsageError, match="--batch-size"):
+        resume(tmp_path / "small", small.model_copy(update={"batch_size": 8}))
+
+
 @pytest.mark.parametrize("eval_every", [1, 0], ids=["seen by the evaluation", "seen in the training loss"])
 def test_a_diverged_run_says_so_and_saves_nothing_of_it(book, tmp_path, eval_every):
     """The warm-up starts at zero: the first step changes nothing, the second sends the weights to infinity."""

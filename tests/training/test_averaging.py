@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.training.averaging import AVERAGES, NEVER, NTASGD, Averaged, exchange, named_average
+from jaxgen.training.averaging import AVERAGES, NEVER, NTASGD, Averaged, drop_longer, exchange, named_average
 from jaxgen.training.optimizer import make_optimizer
 from jaxgen.training.schedules import Rates
 
@@ -17,15 +17,18 @@ STEPS = 8
 PARAMS = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)}
 
 
-def trained(average, begin=0, **options):
-    """The weights after each step from the first on, [STEPS, ...], and the average after the last."""
+def trained(average, begin=0, change=lambda step, state: state, **options):
+    """The weights after each step from the first on, [STEPS, ...], and the average after the last.
+
+    ``change`` is applied to the state before each step.
+    """
     optimizer = make_optimizer("sgd", "constant", clip=0.0, average=average, average_options=options)
     rates = Rates(0.1, 0, STEPS, 1.0, begin)
     params, state, series = PARAMS, optimizer.init(PARAMS), []
     update = jax.jit(optimizer.update)
     for seed in range(STEPS):
         gradient = {"w": jnp.asarray(np.random.default_rng(seed).normal(size=(3, 2)), jnp.float32)}
-        updates, state = update(gradient, state, params, rates=rates)
+        updates, state = update(gradient, change(seed, state), params, rates=rates)
         params = optax.apply_updates(params, updates)
         series.append(np.asarray(params["w"], np.float64))
     return np.array(series), np.asarray(state.average["w"])
@@ -73,6 +76,23 @@ def test_schedule_free_keeps_its_average_in_the_state():
         params = optax.apply_updates(params, updates)
     x = optax.contrib.schedule_free_eval_params(state2, params)
     np.testing.assert_allclose(state.average["w"], x["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("drops", [[], [3], [3, 5], [2, 3, 6], [STEPS - 1]])
+def test_two_tails_are_means_since_the_last_drop_and_the_one_before(drops):
+    states = []
+
+    def change(step, state):
+        states.append(drop_longer(state) if step in drops else state)
+        return states[-1]
+
+    weights, average = trained("two-tailed", change=change)
+    longer, shorter = [0, 0, *drops][-2:]
+    np.testing.assert_allclose(average, weights[longer:].mean(axis=0), rtol=1e-5, atol=1e-6)
+    assert [int(begin) for begin in states[-1].begins] == [longer, shorter]
+    if shorter < STEPS - 1:
+        before = states[-1].shorter["w"]
+        np.testing.assert_allclose(before, weights[shorter:-1].mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_exchanging_twice_changes_nothing():

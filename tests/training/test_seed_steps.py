@@ -36,10 +36,11 @@ def both_ways(cell, number, mesh=None, shares_text=True, dtype=jnp.float32):
     keys = [jax.random.key(seed, impl="threefry2x32") for seed in SEEDS]
     begin = jax.jit(partial(create_state, task, optimizer, rows=B))
     states = [jax.tree.map(partial(to, dtype), begin(key)) for key in keys]
-    read = DeviceText(T, None, 0) if isinstance(given[0], Windows) else HOST_BATCHES
+    read = DeviceText(None, 0) if isinstance(given[0], Windows) else HOST_BATCHES
     alone = jax.jit(partial(train_steps, task, optimizer, read=read))
     apart = [alone(key, state, batches, number) for key, state, batches in zip(keys, states, given)]
-    batches = Windows(given[0].text, stack([each.window_index for each in given])) if shares_text else stack(given)
+    index = stack([each.window_index for each in given])
+    batches = Windows(given[0].text, index, given[0].offsets) if shares_text else stack(given)
     steps = seed_train_steps(task, optimizer, read, shares_text, mesh)
     together = jax.jit(lambda *args: steps(*args, None))(jnp.stack(keys), stack(states), batches, number)
     losses = (stack([log.loss for _, log in apart]), together[1].loss)

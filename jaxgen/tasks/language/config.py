@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from jaxgen.data.batches import BATCHES
+from jaxgen.data.batches import BATCHES, WindowLengths
 from jaxgen.errors import choose
-from jaxgen.runs.config import MAX_SIZE, Fraction, Names, Positive, Size, TrainConfig
+from jaxgen.runs.config import MAX_SIZE, MAX_STEPS, Fraction, Names, NotNegative, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level, flag_of
 from jaxgen.text import Reading
@@ -23,7 +23,7 @@ ONLY = {
     "rnn": {*TrainConfig.model_fields} - {"batch_size", "log", "model", "run", "seed"}
     | {"ar", "cold_starts", "embed", "embed_dropout", "embed_row_dropout", "extend_vocabulary", "feature_columns"}
     | {"label_column", "label_smoothing", "skip_connections", "soft_cap", "softmaxes", "stride", "tar", "teacher"}
-    | {"teacher_share", "teacher_temperature", "tie"},
+    | {"seq_len_spread", "seq_len_warmup", "teacher_share", "teacher_temperature", "tie"},
 }
 #: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
@@ -113,6 +113,12 @@ class LanguageConfig(TrainConfig):
     2017: 1)."""
     seq_len: Size = 64
     """Tokens of a window: how far gradients are propagated back."""
+    seq_len_spread: NotNegative = 0
+    """Standard deviation of random window lengths, in tokens (layout stream): each step draws one of six lengths, and
+    its learning rate is scaled by length / --seq-len (Merity et al. 2018: 5 for a length of 70). 0: all the same."""
+    seq_len_warmup: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
+    """Steps with shorter windows at the beginning: a quarter of --seq-len, a half, three quarters, each for a third of
+    these steps (Li et al. 2022; layouts stream and windows)."""
 
     teacher: Names = ()
     """Runs whose probabilities the model learns too, runs/a or runs/a:0.7 runs/b:0.3 (distillation). The new run takes
@@ -199,6 +205,7 @@ class LanguageConfig(TrainConfig):
         if self.stride is not None and self.layout != "windows":
             raise ValueError(f"--stride {self.stride} applies to --layout windows only: leave it out")
         check_level(self)
+        WindowLengths(self.seq_len, self.seq_len_spread, self.seq_len_warmup)
         if self.extend_vocabulary and self.init_from is None:
             raise ValueError(
                 "--extend-vocabulary extends the vocabulary of another run: give its folder as --init-from"

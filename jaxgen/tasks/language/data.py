@@ -166,7 +166,7 @@ class LanguageData(TaskData):
         c, layout = self.config, self.corpus.layout
         from_preset = layout != "stream" and c.cold_starts == c.preset_value("cold_starts")
         how = c.batch_size, c.seq_len, c.seed, c.stride, 0.0 if from_preset else c.cold_starts
-        return make_batches(layout, self.corpus.train, *how)
+        return make_batches(layout, self.corpus.train, *how, c.seq_len_spread, c.seq_len_warmup)
 
     def model_options(self) -> dict[str, Any]:
         chosen = self.config.model_arguments(BUILT_FROM[self.config.model])
