@@ -1,6 +1,7 @@
 """Train the runs that are part of the package, in ``jaxgen/pretrained``, again.
 
-    python -m benchmarks.pretrained
+    python -m benchmarks.pretrained            train, and write the examples of docs/sampling.md
+    python -m benchmarks.pretrained --write    only write the examples
 
 ``JAXGEN_DATA`` names the folder with ``tinyshakespeare.txt``; otherwise it is downloaded. The plays are in the public
 domain. The folder of a run in the package has its settings, its vocabulary, the weights of its best checkpoint, its
@@ -9,7 +10,11 @@ figures and a README: it can be used, and be the start of another run, but not b
 
 from __future__ import annotations
 
+import argparse
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from jaxgen.cli.common import prepare_process
 if __name__ == "__main__":
     prepare_process()  # before JAX is imported
 
+from benchmarks.models import between
 from jaxgen.fsutil import replace_file
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.model import Model, train
@@ -39,6 +45,19 @@ SHAKESPEARE: dict[str, Any] = {
     "dropout": 0.2,
     "cold_starts": 0.1,
 }
+NAME = "pretrained:shakespeare"
+PAGE = machine.ROOT / "docs" / "sampling.md"
+#: Temperatures of the example, and what to expect of each.
+TEMPERATURES = {
+    "0": "always the likeliest: soon in a cycle",
+    "0.3": "safe, dull",
+    "0.8": "the default",
+    "1.0": "the model as it is",
+    "1.3": "more invented words",
+    "1.8": "words fall apart",
+}
+#: Lines of each text that the example shows.
+SHOWN = 5
 #: Files that are copied as they are.
 COPIED = ("tokenizer.json", "metrics.jsonl", "report.json")
 
@@ -88,15 +107,48 @@ def pack(run: Path, target: Path, made_by: str) -> None:
     replace_file(target / "README.md", about.encode())
 
 
+def command(*words: str) -> str:
+    """The standard output of a command of jaxgen."""
+    typed = [sys.executable, "-m", "jaxgen", *words]
+    return subprocess.run(typed, check=True, cwd=machine.ROOT, stdout=subprocess.PIPE, encoding="utf-8").stdout
+
+
+def write_examples() -> None:
+    """Write what docs/sampling.md shows of the run."""
+    report = RunDirectory(NAME).read_json("report.json")
+    losses = (
+        f"It reaches {report['val_loss']:.3f} nats per character on the validation text with the state carried, "
+        f"{report['windows_64_loss']:.3f} in\n64-character windows."
+    )
+    drawn = command("sample", "--run", NAME, "--prompt", "ROMEO:", "--length", "220", "--temperature", *TEMPERATURES)
+    parts = []
+    for (temperature, about), text in zip(TEMPERATURES.items(), re.split(r"(?m)^---\n", drawn), strict=True):
+        lines = text.splitlines()[1 : 1 + SHOWN]
+        parts.append("\n".join([f"--- {temperature}: {about}", *lines]).rstrip())
+    with tempfile.TemporaryDirectory() as folder:
+        plot = str(Path(folder) / "quality.png")
+        quality = command("evaluate", "--run", NAME, "--prompt", "The ", "--plot", plot).partition("\n\n")[0]
+    texts = "\n".join(parts)
+    page = between(PAGE.read_text(encoding="utf-8"), "losses", losses)
+    page = between(page, "temperatures", f"```text\n{texts}\n```")
+    replace_file(PAGE, between(page, "quality", f"```text\n{quality}\n```").encode())
+
+
 def main() -> None:
     """Train and write the run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="train nothing")
+    if parser.parse_args().write:
+        write_examples()
+        return
     facts = machine.facts()
     if (facts["commit"] or "+").endswith("+"):
         raise SystemExit("Commit the changes of jaxgen/ first: the run names the commit that made it.")
     with tempfile.TemporaryDirectory() as folder:
         model = train(run=Path(folder) / "shakespeare", **SHAKESPEARE)
         pack(model.path, PRETRAINED / "shakespeare", machine.line(facts))
-    print(RunDirectory("pretrained:shakespeare").path)
+    write_examples()
+    print(RunDirectory(NAME).path)
 
 
 if __name__ == "__main__":
