@@ -179,8 +179,8 @@ class LanguageConfig(TrainConfig):
             {**_SMALL, "hidden": 512, "layers": 2, "steps": 6200, "dropout": 0.4, "lr": 6e-3, "precision": "auto"},
         ),
         "words": (
-            "LayerNorm LSTM 1x512 for words, its embedding tied, 4,200 steps: half an hour on 2 CPU cores that multiply "
-            "bfloat16 with 10,000 types",
+            "LayerNorm LSTM 1x512 for words, its embedding tied, 4,200 steps: half an hour on 2 CPU cores that "
+            "multiply bfloat16, with 10,000 types",
             _WORDS,
         ),
         "medium": (
