@@ -204,7 +204,7 @@ def ngrams() -> str:
     """n-grams beside the default recurrent model, tinyshakespeare."""
     rows, texts = [], []
     models = {f"ngram-{n}": (f"{n}-gram", ["--model", "ngram", "--order", str(n)]) for n in (3, 4, 5, 6, 7, 8)}
-    models["ngrams-lstm"] = ("LSTM", ["--sample-every", "0"])
+    models["ngrams-network"] = ("the default", ["--sample-every", "0"])
     for run, (name, flags) in models.items():
         result = train(run, "--data", "tinyshakespeare", *flags)
         report = result["report"]
@@ -212,12 +212,12 @@ def ngrams() -> str:
             f"| {name} | {report['val_loss']:.4f} | {report['windows_64_loss']:.4f} | {result['seconds']:.1f} "
             f"| {sampling_speed(result['run']):,.0f} | {result['resolved']['parameters']:,} | `{result['command']}` |"
         )
-        if name in ("3-gram", "5-gram", "7-gram", "LSTM"):
+        if name in ("3-gram", "5-gram", "7-gram", "the default"):
             command, text = sample(result["run"], "--prompt", "ROMEO:", "--length", "160")
             texts.append(f"    {command}\n\n```text\n{text.rstrip()}\n```\n")
     return f"""## n-grams, tinyshakespeare
 
-Counted, not trained (modified Kneser-Ney smoothing), beside the default LSTM; nats/char, on the whole validation split
+Counted, not trained (modified Kneser-Ney smoothing), beside the default network; nats/char, on the whole validation split
 and on 2,400 windows; seconds from process start to the end; characters/s of `sample.py --length 20000` after its first
 chunk.
 
