@@ -218,8 +218,8 @@ def ngrams() -> str:
     return f"""## n-grams, tinyshakespeare
 
 Counted, not trained (modified Kneser-Ney smoothing), beside the default network; nats/char on the whole validation
-split and on 2,400 windows; seconds from process start to the end; characters/s of `sample.py --length 20000` after its first
-chunk.
+split and on 2,400 windows; seconds from process start to the end; characters/s of `sample.py --length 20000` after its
+first chunk.
 
 | model | state carried | 64-char windows | s, start to end | sampling, characters/s | parameters | command |
 |---|---|---|---|---|---|---|
