@@ -33,8 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import machine
 from benchmarks.models import between, mean_and_spread
+from jaxgen.errors import counted
 from jaxgen.fsutil import replace_file
 
 RESULTS = machine.ROOT / "benchmarks" / "results" / "records"
@@ -43,6 +46,8 @@ RUNS = Path("runs") / "records"  # from the root of the project, where the comma
 SEEDS = (0, 1, 2)
 #: The splits whose losses are reported.
 LOSSES = {"val": "state carried", "windows_64": "64-char windows", "windows_256": "256-char windows"}
+#: Characters of a step of the presets with 64-character windows.
+TOKENS_PER_STEP = 32 * 64
 SHAKESPEARE, PENN = "--data tinyshakespeare", "--data ptb --level word --split-on whitespace"
 #: What the rows of ``ablation`` add to the preset ``base``.
 ABLATION = {
@@ -110,6 +115,11 @@ CELLS = {
 }
 
 
+#: Units, with a learning rate that suits them, and steps of the rows of ``scaling``.
+WIDTHS = {64: 0.01, 128: 0.01, 256: 0.01, 512: 0.006}
+BUDGETS = (275, 1100, 4400)
+#: Tokens of a window of the rows of ``windows``, and the rows of a batch, so that each step reads as many tokens.
+WINDOWS = {16: 128, 32: 64, 64: 32, 128: 16, 256: 8}
 #: Other data: name -> flags of ``train.py``.
 DATA = {
     "python-docs": "--data python-docs",
@@ -169,6 +179,11 @@ def plan() -> list[Row]:
             Row("optimizers", f"{cell}: {name}", f"{model} --optimizer {name} {flags}")
             for name, flags in OPTIMIZERS.items()
         ]
+    for width, rate in WIDTHS.items():
+        sized = f"--hidden {width} --lr {rate} --dropout 0.1"
+        rows += [Row("scaling", f"{width} units, {steps:,} steps", f"{sized} --steps {steps}") for steps in BUDGETS]
+    for length, size in WINDOWS.items():
+        rows.append(Row("windows", f"{length} characters", f"--seq-len {length} --batch-size {size}"))
     rows += [Row("reading", name, flags, scores=True, data="--validation") for name, flags in SCORED.items()]
     rows.append(Row("words", "validation", "--preset words", data=PENN))
     rows += [Row("words", name, flags, scores=True, data="") for name, flags in WORDS.items()]
@@ -283,11 +298,11 @@ def table(rows: Sequence[Row], folder: Path) -> str:
     words = rows[0].table == "words"
     shown = {"val": "perplexity"} if words else LOSSES
     columns = [*shown.values(), "best step", "seconds", "parameters", "peak memory, MB", "seeds", "command"]
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines, missing = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"], 0
     for row in rows:
         found = [result for seed in row.seeds if (result := read(folder, row, seed)) is not None]
         if not found:
-            lines.append(f"| {row.name} " + "| " * (len(columns) - 2) + f"| missing | `{row.command}` |")
+            missing += 1
             continue
         all_losses = ([r["losses"][name] for r in found if name in r["losses"]] for name in shown)
         if words:
@@ -300,12 +315,39 @@ def table(rows: Sequence[Row], folder: Path) -> str:
         numbers = [", ".join(sorted(best)) or "-", f"{statistics.median(timed):.0f}" if timed else "-"]
         numbers += [parameters, f"{memory:,.0f}", f"{len(found)} of {len(row.seeds)}"]
         lines.append("| " + " | ".join([row.name, *losses, *numbers, f"`{row.command}`"]) + " |")
-    return "\n".join(lines)
+    if missing == len(rows):
+        lines = []
+    if missing:
+        lines += ["", f"Not measured yet: {counted(missing, 'row')} (`python -m benchmarks.records --list`)."]
+    return "\n".join(lines).strip()
+
+
+def fitted_line(rows: Sequence[Row], folder: Path) -> str:
+    """A power law through the runs that no run with less work beats: loss against 6 x parameters x tokens, in FLOP."""
+    points = []
+    for row in rows:
+        found = [result for seed in row.seeds if (result := read(folder, row, seed)) is not None]
+        if found:
+            work = 6 * found[0]["parameters"] * found[0]["steps"] * TOKENS_PER_STEP
+            points.append((work, statistics.mean(result["losses"]["val"] for result in found)))
+    points.sort()
+    best = [(work, loss) for i, (work, loss) in enumerate(points) if all(loss < other for _, other in points[:i])]
+    if len(best) < 3:
+        return "Too few runs are there for a line."
+    work, loss = np.log(best).T
+    slope, start = np.polyfit(work, loss, 1)
+    error = np.exp(np.abs(loss - start - slope * work).max()) - 1
+    return (
+        f"Through the {len(best)} of {len(points)} runs that no run with less work beats, the loss is about "
+        f"{np.exp(start):.2f} · FLOP^{slope:.3f},\nwith an error of at most {error:.1%}: "
+        f"four times the work lowers it by {1 - 4**slope:.1%}."
+    )
 
 
 def write(page: Path, folder: Path) -> None:
     """Write the tables between the marks of the page."""
     text, rows = page.read_text(encoding="utf-8"), plan()
+    text = between(text, "line", fitted_line([row for row in rows if row.table == "scaling"], folder))
     for name in dict.fromkeys(row.table for row in rows):
         text = between(text, name, table([row for row in rows if row.table == name], folder))
     found = [result for row in rows for seed in row.seeds if (result := read(folder, row, seed)) is not None]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.records import Row, path_of, plan, read, table, write, write_names
+from benchmarks.records import Row, fitted_line, path_of, plan, read, table, write, write_names
 
 ROW = Row("goals", "a row", "--preset tiny", seeds=(0, 1))
 
@@ -35,6 +35,15 @@ def test_a_line_has_the_mean_and_the_spread_over_seeds(tmp_path):
     assert "1.500 ± 0.141 | 1.600 ± 0.000 | - | 18, last | 50 | - | 400 | 2 of 2" in line
 
 
+def test_the_line_goes_through_the_runs_that_no_cheaper_run_beats(tmp_path):
+    rows = [Row("scaling", name, f"--hidden {name}", seeds=(0,)) for name in "abcd"]
+    for row, parameters, loss in zip(rows, (100, 400, 800, 1600), (2.0, 1.8, 5.0, 1.62)):
+        save(tmp_path, row, 0, losses={"val": loss}, parameters=parameters, steps=10)
+    assert "3 of 4" in fitted_line(rows, tmp_path)
+    assert "lowers it by 10.0%" in fitted_line(rows, tmp_path)
+    assert "few" in fitted_line(rows[:2], tmp_path)
+
+
 def test_the_list_of_names_is_the_same_every_time(tmp_path):
     for name in "ab":
         write_names(tmp_path / name, 50)
@@ -43,8 +52,12 @@ def test_the_list_of_names_is_the_same_every_time(tmp_path):
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
 
 
-def test_a_row_without_figures_says_so(tmp_path):
-    assert "missing" in table([ROW], tmp_path).splitlines()[-1]
+def test_rows_without_figures_are_counted(tmp_path):
+    other = Row("goals", "another row", "--preset base", seeds=(0,))
+    assert "2 rows" in table([ROW, other], tmp_path)
+    save(tmp_path, other, 0, steps=20, best_step=20)
+    assert "another row" in table([ROW, other], tmp_path)
+    assert "1 row " in table([ROW, other], tmp_path)
 
 
 def test_a_page_without_the_marks_is_refused(tmp_path):
