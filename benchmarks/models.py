@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import resource
 import statistics
@@ -296,12 +295,12 @@ def text_table(entries: Sequence[Entry], folder: Path) -> str:
         settings = {name: value for name, value in entry.settings.items() if name not in ("data", "seed")}
         configurations[json.dumps(settings)] = entry.configuration
         rows.setdefault(json.dumps(settings), []).append(read(entry, folder))
-    lines = []
+    lines, waiting = [], []
     for key, results in rows.items():
         settings, found = json.loads(key), [result for result in results if result is not None]
         name = f"| `{settings['cell']}` | {settings['block']} "
         if not found:
-            lines.append((math.inf, name + "| " * 7 + "| missing |"))
+            waiting.append(f"`{settings['cell']}` ({settings['block']})")
             continue
         carried, *windows = [
             [result["figures"][f"{split}_loss"] for result in found] for split in ("val", "windows_64", "windows_256")
@@ -314,7 +313,8 @@ def text_table(entries: Sequence[Entry], folder: Path) -> str:
         model += "".join(f", {name} {value}" for name, value in settings.get("cell_options", {}).items())
         line = name + "| " + " | ".join([model, *losses, *numbers, f"{len(found)} of {len(results)}"]) + " |"
         lines.append((statistics.mean(carried), line))
-    return "\n".join([*HEAD, *(line for _, line in sorted(lines))])
+    shown = [*HEAD, *(line for _, line in sorted(lines))] if lines else []
+    return "\n".join([*shown, *(["", f"Not measured yet: {', '.join(waiting)}."] if waiting else [])]).strip()
 
 
 HEAD = (
