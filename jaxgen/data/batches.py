@@ -266,7 +266,8 @@ class StreamBatches(TextBatches):
         self._cold_starts = cold_starts
         self._stride, longest = self._ids.size // batch_size, self.lengths.longest
         if self._stride < longest or self._ids.size < 2:
-            raise too_short(self._ids.size, max(2, batch_size * longest), "batch size × longest sequence")
+            length = "sequence length" if longest == seq_len else "longest sequence length"
+            raise too_short(self._ids.size, max(2, batch_size * longest), f"batch size × {length}")
         self.steps_per_epoch = self._stride // seq_len
         self._before = lru_cache(maxsize=2)(lambda epoch: np.cumsum(self._in_epoch(epoch)) - self._in_epoch(epoch))
 
