@@ -93,8 +93,15 @@ READING = {
 SCORED = {
     name.format(model=model): flags.format(model=model) for model in ("base", "best") for name, flags in READING.items()
 }
-#: The same for the words of the Penn Treebank; the numbers were fitted on its validation text.
-WORDS = {"test": "ptb-test --run {words}"}
+#: The same for the words of the Penn Treebank. The numbers were chosen on the first 1,000 lines of its validation text.
+WORDS = {
+    "test": "ptb-test --run {words}",
+    "test, cache": ("ptb-test --run {words} --cache 1000 --cache-weight 0.15 --cache-sharpness 1 --temperature 1.05"),
+    "test, cache, adapted": (
+        "ptb-test --run {words} --cache 1000 --cache-weight 0.1 --cache-sharpness 1 "
+        "--adapt --adapt-rate 0.001 --adapt-decay 0.005"
+    ),
+}
 #: Optimizers at equal steps, with the learning rates that were best on held-out text.
 OPTIMIZERS = {
     "adamw": "--lr 0.01",
