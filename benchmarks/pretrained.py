@@ -49,7 +49,7 @@ NAME = "pretrained:shakespeare"
 PAGE = machine.ROOT / "docs" / "sampling.md"
 #: Temperatures of the example, and what to expect of each.
 TEMPERATURES = {
-    "0": "always the likeliest: soon in a cycle",
+    "0": "always the most probable character; such a text soon repeats itself",
     "0.3": "safe, dull",
     "0.8": "the default",
     "1.0": "the model as it is",

@@ -275,6 +275,7 @@ def score(row: Row, seed: int) -> dict[str, Any]:
             train(f"python train.py {KEPT[name]}", seed, run)
     told, took = run_command(row.command.format(**kept) + " --json")
     scored = json.loads(told)
+    scored["name"] = Path(scored["name"]).name  # where the data lie differs between machines
     return {**took, "losses": {"val": scored["nats_per_token"]}, "told": scored}
 
 
