@@ -61,7 +61,8 @@ def measure_speed(saved: LoadedRun, seconds: float = 3.0) -> Speed:
         UsageError: It is an n-gram model.
         DataError: Its data cannot be read.
     """
-    trainer = trial(saved.config)
+    decided = {name: value for name, value in saved.resolved["model"].items() if name == "precision"}  # not ``auto``
+    trainer = trial(saved.config.model_copy(update=decided))
     usual = usual_step(trainer)
     step = _usual(lambda: trainer.time_call(usual), seconds)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trainer.state.params))
