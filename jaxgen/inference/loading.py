@@ -25,6 +25,7 @@ from jaxgen.runtime import check_jax_settings, multiplies_bfloat16
 from jaxgen.tasks.language.corpus import TextSplits
 from jaxgen.tasks.registry import DATA, objective
 from jaxgen.text import Reading, in_pieces
+from jaxgen.training.task import param_shapes
 from jaxgen.types import Params
 
 _PREPARING = RLock()
@@ -190,7 +191,7 @@ class LoadedRun:
 
     def params_and_digest(self, like: Params | None = None) -> tuple[int, Params, str]:
         """As ``params``, and the digest of the checkpoint."""
-        shapes = jax.eval_shape(lambda: self.task.init(jax.random.key(0))) if like is None else like
+        shapes = param_shapes(self.task) if like is None else like
         store = self.checkpoints
         for _ in range(MAX_ATTEMPTS - 1):
             before = store.names()

@@ -85,7 +85,7 @@ def make_key(seed: object) -> Key:
 
     ``JAX_RANDOM_SEED_OFFSET`` would be added to the seed, and ``JAX_ENABLE_X64`` lets the sum exceed 32 bits.
     """
-    return jax.random.wrap_key_data(jnp.array([0, check_seed(seed)], jnp.uint32), impl=PRNG)
+    return jax.random.wrap_key_data(jax.device_put(np.array([0, check_seed(seed)], np.uint32)), impl=PRNG)
 
 
 def sample_keys(seed: int, indices: Int[ArrayLike, "B"]) -> RowKeys:

@@ -125,14 +125,14 @@ def test_resumed_runs_are_those_that_nothing_stopped(ahead, whole, book, tmp_pat
 
 @pytest.mark.runs
 def test_a_seed_that_stops_early_or_diverges_leaves_the_others_alone(whole, book, tmp_path, monkeypatch):
-    read = module.Trainer.read_metrics
+    read = module.RunTrainer.read_metrics
 
     def broken(self, stop, log, number, step, clock):
         if self.config.seed == 7 and step > 10:
             log = log._replace(loss=np.full_like(log.loss, np.nan))
         return read(self, stop, log, number, step, clock)
 
-    monkeypatch.setattr(module.Trainer, "read_metrics", broken)
+    monkeypatch.setattr(module.RunTrainer, "read_metrics", broken)
     with pytest.raises(DivergedError, match="seed 7"):
         train_seeds(settings(book, tmp_path / "one"), SEEDS)
     assert (arrays(tmp_path / "one" / "seed-0"), rows(tmp_path / "one" / "seed-0")) == traces(whole)[0][0]

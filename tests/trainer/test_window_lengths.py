@@ -16,7 +16,7 @@ from jaxgen.tasks.registry import DATA
 from jaxgen.trainer.callbacks import Note
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.seeds import train_seeds
-from jaxgen.trainer.trainer import Trainer
+from jaxgen.trainer.trainer import RunTrainer
 from jaxgen.types import Batch
 
 pytestmark = pytest.mark.runs
@@ -36,7 +36,7 @@ def settings(book, run, **more):
     return language_config(book, run, **{**plain, "sample_every": 0, **more})
 
 
-def by_hand(trainer: Trainer, steps: int) -> dict:
+def by_hand(trainer: RunTrainer, steps: int) -> dict:
     """The parameters after plain gradient descent in float64 on windows cut here, one after the other."""
     ids, config, task = trainer.data.corpus.train.ids, trainer.config, trainer.task
     n, rows = ids.size, config.batch_size
