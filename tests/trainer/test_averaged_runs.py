@@ -132,7 +132,13 @@ def test_two_tailed_averaging_is_that_of_the_paper(book, tmp_path, evaluated):
     assert [row["val_loss"] for row in rows] == [min(row["val_loss_average"], row["val_loss_raw"]) for row in rows]
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2"))])
+@pytest.mark.parametrize(
+    "devices",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2")),
+    ],
+)
 def test_two_tails_are_the_same_when_a_run_is_stopped_and_resumed(devices, book, tmp_path, evaluated):
     more = {**NOISY, "eval_every": 4, "average": "two-tailed", "batch_size": 16, "devices": devices}
     whole = start(settings(book, tmp_path / "whole", **more))

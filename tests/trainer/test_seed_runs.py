@@ -143,7 +143,15 @@ def test_a_seed_that_stops_early_or_diverges_leaves_the_others_alone(whole, book
 def test_batches_of_several_widths_are_trained_one_after_the_other(tmp_path):
     texts = tmp_path / "texts.csv"
     texts.write_text("text,label\n" + "".join(f"{'a b ' * (n % 30 + 1)},{'xy'[n % 2]}\n" for n in range(80)))
-    sizes = {"data": str(texts), "hidden": 4, "steps": 2, "batch_size": 4, "run": str(tmp_path / "run")}
+    sizes = {
+        "data": str(texts),
+        "hidden": 4,
+        "cell": "elman",
+        "buckets": 2,
+        "steps": 2,
+        "batch_size": 4,
+        "run": str(tmp_path / "run"),
+    }
     seen: list[Any] = []
     train_seeds(ClassifyConfig(text_column="text", label_column="label", **sizes), (0, 1), seen.append)
     assert any("--buckets" in event.text or "buckets" in event.text for event in seen if isinstance(event, Note))

@@ -153,7 +153,7 @@ def test_weights_are_looked_for_so_often_and_no_more(book, tmp_path, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:The vocabulary of --init-from")
-@pytest.mark.parametrize("model", [{}, {"tie": True}, {"embed": 0}])
+@pytest.mark.parametrize("model", [pytest.param({}, marks=pytest.mark.slow), {"tie": True}, {"embed": 0}])
 def test_a_vocabulary_grows_and_the_weights_of_its_old_tokens_stay(book, tmp_path, model):
     start(settings(book, tmp_path / "old", steps=2, **model)).train()
     other = write(tmp_path / "other.txt", Path(book).read_text() + "Żółć ąę\n" * 40)
