@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from jaxgen.cells.base import Affine, Cell, Form, promote_state
-from jaxgen.cells.precision import matmul_each
+from jaxgen.cells.precision import match_varying_axes, matmul_each
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, select_rows
 from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, Key
@@ -171,7 +171,7 @@ def run_parallel(
     def body(carry: Cache, at: tuple[Array, Array, Array | None]) -> tuple[Cache, Array]:
         return _run_chunk(cell, carry, *at, masks.initial)
 
-    carry, ys = lax.scan(body, carry, jax.tree.map(chunks, over_time))
+    carry, ys = lax.scan(body, *match_varying_axes(carry, jax.tree.map(chunks, over_time)))
     ys = jnp.swapaxes(ys, 1, 2).reshape(steps + missing, *ys.shape[1::2])[:steps]
     ys = jnp.flip(ys, 0) if reverse else ys
     return carry, ys if masks.valid is None else mask_rows(masks.valid, ys)

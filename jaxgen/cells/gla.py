@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from jaxgen.cells.base import Affine, Form, promote_state
 from jaxgen.cells.linear import SEQUENTIAL, LinearCell
-from jaxgen.cells.precision import matmul_each
+from jaxgen.cells.precision import match_varying_axes, matmul_each
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, select_rows
 from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, Key
@@ -163,7 +163,8 @@ def run_chunked(
         return _run_chunk(cell.precision, state, *at, masks.initial)
 
     again = None if masks.reset is None else chunks(masks.reset[:, :, None, None])
-    carry, found = lax.scan(body, carry, (chunks(q), chunks(k), chunks(v), chunks(a, 1), again))
+    xs = chunks(q), chunks(k), chunks(v), chunks(a, 1), again
+    carry, found = lax.scan(body, *match_varying_axes(carry, xs))
     found = jnp.moveaxis(found, 3, 1).reshape(steps + missing, *v.shape[1:])[:steps]
     ys = cell.output(weights, jnp.flip(found, 0) if reverse else found, r)
     return carry, ys if masks.valid is None else mask_rows(masks.valid, ys)

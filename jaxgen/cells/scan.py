@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, PyTree, Shaped
 
+from jaxgen.cells.precision import match_varying_axes
 from jaxgen.types import Array, ArrayLike, Carry
 
 #: ``step(weights, carry, z_t) -> (carry, y)``
@@ -111,4 +112,5 @@ def run(
     """
     timed, masks_at = Masks.create(carry, reset, valid, initial).over_time(carry)
     body = partial(with_masks(step, masks_at), weights)
+    carry, *_ = match_varying_axes(carry, z, timed, weights)  # a state that all devices share, rows that are spread
     return lax.scan(body, carry, (z, timed), length=length, reverse=reverse)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from jaxgen.cells import Cell, forms_of, unroll
 from jaxgen.models import LanguageModel
@@ -702,6 +703,24 @@ def lower_training_and_decoding(
         jax.jit(decode).trace(state.params, state.carry, token).lower(lowering_platforms=tuple(platforms))
 
 
+def check_every_form_takes_rows_that_are_spread_over_devices(s: Subject) -> None:
+    """Inside `jax.shard_map`, each form begins from a state that all devices share (`match_varying_axes`)."""
+    mesh = jax.sharding.AbstractMesh((B,), ("rows",))
+    whole, spread = PartitionSpec(), PartitionSpec("rows")
+
+    def total(form: str, params: Any, x: Any) -> Any:
+        return jnp.sum(s.in_form(form).module.apply({"params": {"cell": params}}, x)[1])
+
+    for form in set(s.forms) - {"kernel"}:  # which runs on a CPU in a simulation only
+        gradient = jax.grad(partial(total, form))
+        over_devices = jax.shard_map(gradient, mesh=mesh, in_specs=(whole, spread), out_specs=whole)
+        found = jax.eval_shape(over_devices, s.params, s.x)
+        require(
+            jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, s.params),
+            f"Over devices, the gradients of the form {form} have other shapes than the parameters.",
+        )
+
+
 def check_training_and_decoding_lower_for_accelerators(s: Subject) -> None:
     """Use operations of JAX that exist on CUDA and TPU."""
     for form in set(s.forms) - {"kernel"}:  # which exists on TPUs only, with fewer operations
@@ -769,6 +788,7 @@ CHECKS = (
     check_every_form_in_reverse_equals_the_plain_scan,
     check_every_form_runs_over_no_steps_one_step_and_without_input,
     check_every_form_equals_the_plain_scan,
+    check_every_form_takes_rows_that_are_spread_over_devices,
     check_training_and_decoding_lower_for_accelerators,
     check_it_learns_a_text_of_three_letters,
     check_every_form_equals_the_plain_scan_over_4096_steps,

@@ -18,6 +18,7 @@ from jaxgen.testing.cells import (
     check_every_form_equals_the_plain_scan_over_4096_steps,
     check_every_form_in_reverse_equals_the_plain_scan,
     check_every_form_runs_over_no_steps_one_step_and_without_input,
+    check_every_form_takes_rows_that_are_spread_over_devices,
     check_every_product_is_rounded_to_the_precision,
     check_rounding_moves_values_and_gradients_a_little,
     check_the_unroll_agrees_with_the_equations,
@@ -29,12 +30,16 @@ from .equations import EQUATIONS
 
 #: What is checked of every cell in the form that ``auto`` chooses, by `pytest` and by `pytest -m runs`.
 QUICK = {check_the_unroll_agrees_with_the_equations}
-RUNS = {check_training_and_decoding_lower_for_accelerators}
+RUNS = {
+    check_every_form_takes_rows_that_are_spread_over_devices,
+    check_training_and_decoding_lower_for_accelerators,
+}
 #: Checks of each form.
 OF_FORMS = {
     check_every_form_equals_the_plain_scan,
     check_every_form_in_reverse_equals_the_plain_scan,
     check_every_form_runs_over_no_steps_one_step_and_without_input,
+    check_every_form_takes_rows_that_are_spread_over_devices,
     check_every_product_is_rounded_to_the_precision,
     check_rounding_moves_values_and_gradients_a_little,
     check_training_and_decoding_lower_for_accelerators,
