@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jaxgen.cli.common import log, name_newest, run_command, write_out
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.flags import CommandConfig, Flag, load_plugins, parse
 
 if TYPE_CHECKING:
     from jaxgen.trainer.speed import Speed
@@ -23,10 +23,8 @@ Beside the training step stands the time that its matrix products alone would ta
 is measured too. Several devices and other programs that run meanwhile change the figures."""
 
 
-class BenchConfig(BaseModel):
+class BenchConfig(CommandConfig):
     """Flags of ``jaxgen bench``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     seconds: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 3.0
     """How long each measurement takes, compilation aside."""

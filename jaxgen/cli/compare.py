@@ -7,10 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from jaxgen.cli.common import log, run_command, write_out
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.flags import CommandConfig, Flag, load_plugins, parse
 from jaxgen.errors import UsageError, counted
 from jaxgen.fsutil import check_output, write_output
 
@@ -27,10 +25,8 @@ DESCRIPTION = """Show in which settings runs differ and what each reached; runs 
 NO_RESULT = ("run", "sample_every", "log", "steps", "epochs", "minutes")
 
 
-class CompareConfig(BaseModel):
+class CompareConfig(CommandConfig):
     """Flags of ``jaxgen compare``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     picture: str | None = None
     """A file for the curves of the validation loss and of the metric that decides, as PNG."""

@@ -7,10 +7,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
-from pydantic import BaseModel, ConfigDict
-
 from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import load_plugins, parse
+from jaxgen.cli.flags import CommandConfig, load_plugins, parse
 from jaxgen.cli.help import Flag, Help
 from jaxgen.cli.main import COMMANDS, FUNCTIONS, MODULES
 from jaxgen.errors import UsageError, choose
@@ -24,12 +22,6 @@ DESCRIPTION = """Print a script that completes commands, flags, their values and
 With --plugin, the script also has the names that the plugin defines."""
 
 
-class CompletionConfig(BaseModel):
-    """Flags of ``jaxgen completion``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Print the script; returns the exit code."""
     return run_command(completion, args)
@@ -40,7 +32,7 @@ def completion(args: list[str]) -> None:
     args = load_plugins(args)
     about = "The shell."
     shell = Flag("shell", str, "", about, "SHELL", positional=True, choices=[*SHELLS])
-    _, extra = parse(CompletionConfig, args, prog="jaxgen completion", description=DESCRIPTION, extra=[shell])
+    _, extra = parse(CommandConfig, args, prog="jaxgen completion", description=DESCRIPTION, extra=[shell])
     if not extra["shell"]:
         raise UsageError(f"Which shell? Give one of: {', '.join(SHELLS)}, as in `jaxgen completion bash`.")
     write_out(SHELLS[choose(extra["shell"], SHELLS, "shell")](flags_by_command()))

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import load_plugins, parse
+from jaxgen.cli.flags import CommandConfig, load_plugins, parse
 from jaxgen.errors import UsageError
 from jaxgen.version import __version__
 
@@ -28,12 +26,6 @@ PLUGINS = ("jax-cuda", "jax-rocm", "jax-metal", "libtpu")
 TOOLS = {"bench", "dev", "docs"}
 
 
-class DoctorConfig(BaseModel):
-    """Flags of ``jaxgen doctor``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Print the facts; returns the exit code."""
     return run_command(doctor, args)
@@ -41,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def doctor(args: list[str]) -> None:
     """Parse ``args`` and print the facts."""
-    parse(DoctorConfig, load_plugins(args), prog="jaxgen doctor", description=DESCRIPTION)
+    parse(CommandConfig, load_plugins(args), prog="jaxgen doctor", description=DESCRIPTION)
     import jax
 
     from jaxgen.fsutil import user_cache

@@ -17,10 +17,14 @@ from jaxgen.runs.groups import Group, groups_of
 Config = TypeVar("Config", bound=BaseModel)
 
 
-class RunConfig(BaseModel):
-    """Flags of the commands that use a language model. The docstring of a field is its help text."""
+class CommandConfig(BaseModel):
+    """Base of the flags of commands. The docstring of a field is its help text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(CommandConfig):
+    """Flags of the commands that use a language model."""
 
     in_model: ClassVar[Group] = Group("Model")
     run: str | None = None

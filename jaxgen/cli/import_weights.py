@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jaxgen.cli.common import log, run_command
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.flags import CommandConfig, Flag, load_plugins, parse
 
 DESCRIPTION = """Make a run of a language model's weights in a safetensors file.
 
@@ -19,10 +19,8 @@ DESCRIPTION = """Make a run of a language model's weights in a safetensors file.
 It reads files of jaxgen export, and those of docs/interchange.md."""
 
 
-class ImportConfig(BaseModel):
+class ImportConfig(CommandConfig):
     """Flags of ``jaxgen import``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     run: str | None = None
     """Folder of the new run. Default: the next free runs/language-N."""

@@ -7,10 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.flags import CommandConfig, Flag, load_plugins, parse
 
 if TYPE_CHECKING:
     from jaxgen.inference.loading import LoadedRun
@@ -19,12 +17,6 @@ DESCRIPTION = """Show a run: its data, settings, best figure, versions, and the 
 
     jaxgen info
     jaxgen info runs/classify-1 --json"""
-
-
-class InfoConfig(BaseModel):
-    """Flags of ``jaxgen info``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -41,7 +33,7 @@ def info(args: list[str]) -> None:
     args = load_plugins(args)
     run_flag = Flag("run", str | None, None, "Folder of the run. Default: the newest.", "[RUN]", positional=True)
     json_flag = Flag("json", bool, False, "Write one JSON object.", negatable=False)
-    _, extra = parse(InfoConfig, args, prog="jaxgen info", description=DESCRIPTION, extra=[run_flag, json_flag])
+    _, extra = parse(CommandConfig, args, prog="jaxgen info", description=DESCRIPTION, extra=[run_flag, json_flag])
     need_backend()
     saved = LoadedRun.open(extra["run"])
     facts = {**describe(saved.directory), "settings": settings(saved), "arrays": list(arrays(saved))}

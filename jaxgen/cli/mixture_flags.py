@@ -6,10 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from jaxgen.cli.common import log, name_newest
-from jaxgen.cli.flags import Excludes, Needs, Rules, RunConfig, fill_value
+from jaxgen.cli.flags import CommandConfig, Excludes, Needs, Rules, RunConfig, fill_value
 from jaxgen.errors import UsageError, counted
 from jaxgen.runs.groups import Group
 
@@ -19,10 +17,8 @@ if TYPE_CHECKING:
     from jaxgen.inference.sampler import Sampler
 
 
-class MixtureFlags(BaseModel):
+class MixtureFlags(CommandConfig):
     """Flags of a mixture."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     in_model: ClassVar[Group] = Group("Model")
     mix: tuple[str, ...] = ()

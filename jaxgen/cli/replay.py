@@ -6,10 +6,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
 from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.flags import CommandConfig, Flag, load_plugins, parse
 from jaxgen.errors import DataError, JaxgenError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -28,10 +26,8 @@ won: a millionth is a rounding difference of another device or version, anything
 MAX_LINE = 64 * 2**20
 
 
-class ReplayConfig(BaseModel):
+class ReplayConfig(CommandConfig):
     """Flags of ``jaxgen replay``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     run: str | None = None
     """Folder of the run. Default: the one that each sample names."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jaxgen.cli.common import log, one_line, run_command, write_out
-from jaxgen.cli.flags import Flag, Needs, check_flags, load_plugins, parse
+from jaxgen.cli.flags import CommandConfig, Flag, Needs, check_flags, load_plugins, parse
 from jaxgen.errors import CheckpointError, UsageError, counted
 
 DESCRIPTION = """List the runs in a folder: task, data, model, best figure, steps, date and size.
@@ -38,10 +38,8 @@ RULES = (
 )
 
 
-class RunsConfig(BaseModel):
+class RunsConfig(CommandConfig):
     """Flags of ``jaxgen runs``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     keep: Annotated[int, Field(gt=0)] | None = None
     """With --prune: of the runs with the same task, data, tokens and validation data, keep this many with the best
