@@ -410,7 +410,7 @@ class Model:
         """The evaluations during training."""
         directory = self._saved.directory
         rows, data = MetricsLog(directory.metrics_path).read(), DATA[self.config.task]
-        best = Best(self._best_step() or 0, data.METRIC.name, data.METRIC.label)
+        best = data.METRIC.best_at(self._best_step() or 0)
         return History(rows, f"{self.path.name}: {self._saved.resolved['data']['name']}", data.TARGET, best)
 
     def _best_step(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from jaxgen.cli.common import log, one_line, run_command, write_out
+from jaxgen.cli.common import left_aligned, log, one_line, run_command, write_out
 from jaxgen.cli.flags import CommandConfig, Flag, Needs, check_flags, load_plugins, parse
 from jaxgen.errors import CheckpointError, UsageError, counted
 
@@ -123,8 +123,7 @@ def show(found: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], as_json
         write_out("".join(json.dumps(run) + "\n" for run in found))
         return
     rows = [list(columns), *([one_line(cell(run)) for cell in columns.values()] for run in found)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    write_out("".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows))
+    write_out(left_aligned(rows))
 
 
 def prune(folders: Sequence[Path], keep: int | None, really: bool, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import log, run_command, write_out
+from jaxgen.cli.common import left_aligned, log, run_command, write_out
 from jaxgen.cli.flags import Excludes, Flag, Needs, Rules, check_rules, flag_value, is_written, load_plugins, parse
 from jaxgen.cli.train import DEFAULT_TASK, parse_seeds, registry_names
 from jaxgen.errors import UsageError, choose
@@ -297,8 +297,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         more = [str(len(row["figures"]))] if several else []
         more += [f"{row['steps']:,}"] if halving else []
         lines.append([str(row["trial"]), *(show_value(row["values"][n]) for n in names), figure, *more, row["run"]])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
+    return left_aligned(lines)
 
 
 class Display:

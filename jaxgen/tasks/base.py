@@ -18,7 +18,7 @@ from pydantic import Field
 from jaxgen.data.batches import Batches
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.errors import UsageError, choose
-from jaxgen.plots import AttentionMap
+from jaxgen.plots import AttentionMap, Best
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import MAX_VOCAB, Tokenizer
@@ -52,6 +52,15 @@ class Metric(NamedTuple):
     higher_is_better: bool
     label: str = ""  # with its unit, for pictures
     most: float = math.inf  # the largest possible value, which cannot be improved
+
+    def best_at(self, step: int) -> Best:
+        """Returns the best checkpoint, that of ``step``, for pictures."""
+        return Best(step, self.name, self.label)
+
+    def best_of(self, rows: Iterable[Values]) -> float | None:
+        """Returns the best value in some rows of metrics; None if none has one."""
+        values = [row[self.name] for row in rows if isinstance(row.get(self.name), float)]
+        return (max if self.higher_is_better else min)(values, default=None)
 
     def is_perfect(self, row: Values) -> bool:
         """Returns whether no evaluation can be better than this one."""

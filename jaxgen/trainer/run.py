@@ -127,9 +127,12 @@ def num_steps(config: TrainConfig, data: TaskData) -> int | None:
         if steps > MAX_STEPS:
             raise UsageError(f"--epochs {config.epochs:g} are {steps:,} steps, and a run has at most {MAX_STEPS:,}.")
         return steps
-    if config.steps is not None:
-        return config.steps
-    return int(config.presets[config.preset][1]["steps"])
+    return steps_of(config)
+
+
+def steps_of(config: TrainConfig) -> int:
+    """The steps of a run whose length does not depend on its data."""
+    return int(config.presets[config.preset][1]["steps"]) if config.steps is None else config.steps
 
 
 def extend_steps(saved: LoadedRun, config: TrainConfig, data: TaskData) -> int:
