@@ -37,16 +37,18 @@ def doctor(args: list[str]) -> None:
     import jax
 
     from jaxgen.fsutil import user_cache
-    from jaxgen.runtime import cores, need_backend, processor_name
+    from jaxgen.runtime import cores, need_backend, processor_name, total_memory
 
     try:
         need_backend()
         devices = ", ".join(f"{each} ({each.device_kind})" for each in jax.devices())
     except UsageError as error:
         devices = f"none: {error}"
+    available = total_memory()
+    memory = "unknown" if available is None else f"{available / 2**30:.1f} GiB"
     lines = [("system", platform.platform()), ("python", sys.version.replace("\n", " "))]
     lines += [("jaxgen", f"{__version__} in {Path(__file__).resolve().parents[1]}"), *packages().items()]
-    lines += [("processor", f"{processor_name()}, {cores()} cores"), ("memory", memory()), ("devices", devices)]
+    lines += [("processor", f"{processor_name()}, {cores()} cores"), ("memory", memory), ("devices", devices)]
     lines += [("cache", str(user_cache())), ("terminal", f"{os.environ.get('TERM', 'none')}, {sys.stdout.encoding}")]
     lines += [(name, value) for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)]
     write_out("".join(f"{name:20s}{text}\n" for name, text in lines))
@@ -77,10 +79,3 @@ def installed(name: str, missing: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return missing
-
-
-def memory() -> str:
-    """The memory of this machine."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return "unknown"
-    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"

@@ -32,7 +32,7 @@ from jaxgen.runs.manifest import (
     UnreadableCheckpointError,
     tree_sha256,
 )
-from jaxgen.runtime import check_jax_settings, multiplies_bfloat16, need_devices, numerics, processor_name
+from jaxgen.runtime import check_jax_settings, multiplies_bfloat16, need_devices, numerics, processor_name, total_memory
 from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
@@ -100,9 +100,7 @@ def device_memory() -> int | None:
     if jax.default_backend() != "cpu":
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         return None if limit is None else int(limit)
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total_memory()
 
 
 def check_device_memory(parameters: int, devices: int) -> None:
