@@ -77,6 +77,18 @@ def write_atomically(path: Path, data: bytes, former: os.stat_result | None = No
     sync_folder(path.parent)
 
 
+def append_file(path: Path, data: bytes) -> None:
+    """Append to a file of a run and sync it to disk. Raises ``CheckpointError`` if the system refuses."""
+    with write_errors(path, needed=len(data)):
+        new = not path.exists()
+        with open(path, "ab", buffering=0) as file:  # a single write: a kill leaves the data whole or absent
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        if new:
+            sync_folder(path.parent)
+
+
 def temporary_name(name: str) -> str:
     """A new name for what will become ``name``. It ends with a digest, by which ``read_temporary`` knows it as ours."""
     start = f".{name}.{os.getpid()}-{secrets.token_hex(4)}"

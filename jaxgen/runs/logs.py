@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import math
@@ -18,7 +17,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from jaxgen.errors import CheckpointError
-from jaxgen.fsutil import RESUME, STRICT, json_sha256, parse_json, refuse_links, replace_file, sync_folder, write_errors
+from jaxgen.fsutil import RESUME, STRICT, append_file, json_sha256, parse_json, refuse_links, replace_file
 
 #: The largest log that is read, the most rows (with their lists and objects) or sections, and the longest row.
 MAX_LOG_BYTES, MAX_LOG_PARTS, MAX_ROW_BYTES = 2**27, 2**20, 2**20
@@ -78,7 +77,7 @@ class MetricsLog:
         line = json.dumps(_plain(row), allow_nan=False) + "\n"
         if _ends_torn(self.path):
             replace_file(self.path, b"".join(line.raw for line in self._lines()), RESUME)
-        _append(self.path, line.encode("ascii"))
+        append_file(self.path, line.encode("ascii"))
 
     def read(self) -> list[dict[str, Any]]:
         """All rows in the order written, without lines that are not rows."""
@@ -141,7 +140,7 @@ def append_sample(path: str | os.PathLike[str], step: int, text: str) -> None:
     target = Path(path)
     if _ends_torn(target):
         replace_file(target, b"".join(section for _, section in _sections(_content(target, HEAD))), RESUME)
-    _append(target, b"=== step %d ===\n%b\n\n" % (step, body.rstrip(b"\n")))
+    append_file(target, b"=== step %d ===\n%b\n\n" % (step, body.rstrip(b"\n")))
 
 
 def truncate_samples(path: str | os.PathLike[str], step: int) -> None:
@@ -200,18 +199,6 @@ def _ends_torn(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Append ``data`` and sync it to disk: a later checkpoint relies on it, even after a power failure."""
-    with write_errors(path, needed=len(data)):
-        new = not path.exists()
-        with open(path, "ab", buffering=0) as file:  # a single write: a kill leaves the line whole or absent
-            if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-        if new:
-            sync_folder(path.parent)
 
 
 def _plain(value: object) -> object:
