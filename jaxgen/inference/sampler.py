@@ -18,11 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgen import jitted
 from jaxgen.errors import UsageError, check_int, check_kind, check_text, counted
-from jaxgen.fsutil import json_sha256
+from jaxgen.fsutil import json_sha256, write_output
 from jaxgen.inference.adaptation import Adaptation, AdaptiveOptions, AdaptiveReader, join_params
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun, TrainedModel
-from jaxgen.inference.state import AdaptedWeights, DecoderState, load_state, save_state
+from jaxgen.inference.state import AdaptedWeights, DecoderState, load_state, state_bytes
 from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
 from jaxgen.plugins import used_plugins
 from jaxgen.runs.manifest import tree_sha256
@@ -198,6 +198,12 @@ class Sampler(TrainedModel):
         """A sampler with the same weights for texts under ``condition``."""
         other = self._copy()
         other.condition = condition
+        return other
+
+    def with_task(self, task: Any) -> Sampler:
+        """A sampler with the same weights for another ``task``, whose parameters have the same names and shapes."""
+        other = self._copy()
+        other.task, other._computed = task, {}
         return other
 
     @property
@@ -412,7 +418,7 @@ class Sampler(TrainedModel):
 
     def save_state(self, path: str | Path, state: DecoderState) -> None:
         """Write ``state`` and the digest of its weights to a file."""
-        save_state(path, state, self.weights_digest())
+        write_output(path, state_bytes(state, self.weights_digest()))
 
     def load_state(self, path: str | Path) -> DecoderState:
         """The state in a file. Raises ``CheckpointError`` if it is damaged or belongs to other weights."""
