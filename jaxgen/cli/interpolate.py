@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from jaxgen.cli.common import json_line, log, name_newest, run_command, write_out
+from jaxgen.cli.common import json_line, log, run_command, write_out
 from jaxgen.cli.flags import Flag, RunConfig, load_plugins, parse
+from jaxgen.cli.mixture_flags import open_sampler
 from jaxgen.errors import UsageError
 from jaxgen.fsutil import check_output, write_output
 from jaxgen.runs.groups import Group
@@ -66,15 +67,12 @@ def interpolate(args: list[str]) -> None:
     from jaxgen.cli.sampling_flags import read_temperature, with_condition_flags
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.interpolation import interpolate_prompts
-    from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
     from jaxgen.tokenizers.base import token_text
 
     settings = GenerationConfig(config.length, read_temperature(config.temperature), config.seed)
     need_backend()
-    sampler = Sampler.load(config.run, "interpolate")
-    name_newest(config.run, sampler.directory)
-    sampler = with_condition_flags(sampler, config)
+    sampler = with_condition_flags(open_sampler(config, "interpolate"), config)
     found = interpolate_prompts(sampler, start, end, settings, config.steps, config.unk)
     if config.out is not None:
         write_output(config.out, found.plot().png)

@@ -49,7 +49,7 @@ def fill_mixture_flags(args: Sequence[str]) -> list[str]:
 
 
 def open_sampler(
-    config: MixtureConfig, command: str, named: bool = True, reading: AdaptiveOptions | None = None
+    config: RunConfig, command: str, named: bool = True, reading: AdaptiveOptions | None = None
 ) -> Sampler:
     """The sampler of the run or of the mixture that the flags name; with ``named`` it says which, if they name none.
 
@@ -57,12 +57,12 @@ def open_sampler(
     """
     from jaxgen.inference.sampler import Sampler
 
-    if not config.mix:
-        sampler = Sampler.load(config.run, command)
-        if named:
-            name_newest(config.run, sampler.directory)
-        return sampler
-    return open_mixture(config, reading)
+    if isinstance(config, MixtureConfig) and config.mix:
+        return open_mixture(config, reading)
+    sampler = Sampler.load(config.run, command)
+    if named:
+        name_newest(config.run, sampler.directory)
+    return sampler
 
 
 def open_mixture(config: MixtureFlags, reading: AdaptiveOptions | None = None) -> Sampler:

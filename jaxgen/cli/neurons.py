@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jaxgen.cli.common import json_line, log, name_newest, run_command, write_out
+from jaxgen.cli.common import json_line, log, run_command, write_out
 from jaxgen.cli.flags import Excludes, Flag, Needs, Rules, RunConfig, check_flags, fill_value, load_plugins, parse
+from jaxgen.cli.mixture_flags import open_sampler
 from jaxgen.errors import DataError, UsageError, check_int, counted
 from jaxgen.fsutil import check_output, write_output
 from jaxgen.runs.groups import Group
@@ -106,13 +107,10 @@ def neurons(args: list[str]) -> None:
             raise UsageError(f"--out is {config.out!r}: give a name that ends with .png or .html.")
 
     from jaxgen.cli.sampling_flags import with_condition_flags
-    from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
 
     need_backend()
-    sampler = Sampler.load(config.run, "neurons")
-    name_newest(config.run, sampler.directory)
-    sampler = with_condition_flags(sampler, config)
+    sampler = with_condition_flags(open_sampler(config, "neurons"), config)
     if config.clamp:
         write_clamped(sampler, config, as_json=extra["json"])
     else:
