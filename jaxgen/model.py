@@ -414,9 +414,7 @@ class Model:
         return History(rows, f"{self.path.name}: {self._saved.resolved['data']['name']}", data.TARGET, best)
 
     def _best_step(self) -> int | None:
-        store = self._saved.checkpoints
-        best = store.best()
-        return store.latest() if best is None else best
+        return self._saved.checkpoints.best_or_latest()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copy the run to a new folder, with its best checkpoint alone; it can be loaded from there.

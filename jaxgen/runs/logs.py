@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,12 +11,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from pydantic.dataclasses import dataclass
 
 from jaxgen.errors import CheckpointError
-from jaxgen.fsutil import RESUME, STRICT, append_file, json_sha256, parse_json, refuse_links, replace_file
+from jaxgen.fsutil import RESUME, STRICT, append_file, json_sha256, parse_json, plain_json, refuse_links, replace_file
 
 #: The largest log that is read, the most rows (with their lists and objects) or sections, and the longest row.
 MAX_LOG_BYTES, MAX_LOG_PARTS, MAX_ROW_BYTES = 2**27, 2**20, 2**20
@@ -56,7 +53,7 @@ class LogRecord:
 def _row_digest(row: Mapping[str, object]) -> str:
     """The digest of a row without its timings, which differ between equal runs."""
     timings = {name for name in row if name == "seconds" or name.endswith("_per_second")}
-    return json_sha256(_plain({name: value for name, value in row.items() if name not in timings}))[:16]
+    return json_sha256(plain_json({name: value for name, value in row.items() if name not in timings}))[:16]
 
 
 class MetricsLog:
@@ -74,7 +71,7 @@ class MetricsLog:
 
         Scalars of NumPy and JAX are written as numbers.
         """
-        line = json.dumps(_plain(row), allow_nan=False) + "\n"
+        line = json.dumps(plain_json(row), allow_nan=False) + "\n"
         if _ends_torn(self.path):
             replace_file(self.path, b"".join(line.raw for line in self._lines()), RESUME)
         append_file(self.path, line.encode("ascii"))
@@ -199,14 +196,3 @@ def _ends_torn(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-
-
-def _plain(value: object) -> object:
-    """``value`` in the types of JSON; numbers that are not finite become ``None``."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
