@@ -210,24 +210,11 @@ def to_json(
     top: int,
 ) -> dict[str, Any]:
     """All that is written as JSON values."""
-    from jaxgen.tokenizers.base import token_text
-
-    def token(step: Step, i: int) -> dict[str, Any]:
-        return {"token": token_text(sampler.tokenizer, i), "id": i, "logp": round(float(step.logp[i]), 6)}
-
     values = settings.to_json()
     found = {
         "text": sampler.decode(state.tokens) + state.held,
         "settings": {name: values[name] for name in ("temperature", "transforms")},
-        "steps": [
-            {
-                "after": step.name,
-                "tokens": step.tokens,
-                "entropy_bits": round(step.entropy, 6),
-                "top": [token(step, i) for i in step.best(top).tolist()],
-            }
-            for step in steps
-        ],
+        "steps": [step.to_json(sampler.tokenizer, top) for step in steps],
         "greedy": None,
         **sampler.origin(),
     }
