@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.help import Flag, Help, as_typed, type_parts
-from jaxgen.errors import UsageError, choose, near_name
+from jaxgen.errors import UsageError, choose, flag_of, near_name
 from jaxgen.runs.groups import Group, groups_of
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -360,7 +360,7 @@ def check_flags(
     given = {*also, *(flag for flag in even_default if is_written(args, flag))}
     fields = type(config).model_fields
     for name, value in {**dict(config), **extra}.items():
-        flag = "--" + name.replace("_", "-")
+        flag = flag_of(name)
         if value not in (fields[name].default if name in fields else False, None, ()):
             given |= {flag, f"{flag} {value}"}
     check_rules(rules, given)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxgen.cli.common import left_aligned, log, run_command, write_out
 from jaxgen.cli.flags import Excludes, Flag, Needs, Rules, check_rules, flag_value, is_written, load_plugins, parse
 from jaxgen.cli.train import DEFAULT_TASK, parse_seeds, registry_names
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import UsageError, choose, flag_of
 
 if TYPE_CHECKING:
     from jaxgen.runs.config import TrainConfig
@@ -195,8 +195,8 @@ def _plan(config: TrainConfig, extra: Mapping[str, Any], args: Sequence[str]) ->
         spaces = [_space(kind, base, name, words) for name, words in _named(kind, extra["random"])]
         trials = [] if extra["optuna"] else draws(spaces, number, seed)
     for name in {name for values in trials for name in values} | {space.name for space in spaces}:
-        if is_written(args, f"--{name.replace('_', '-')}"):
-            raise UsageError(f"--{name.replace('_', '-')} is given as a flag and searched over: leave one of them out.")
+        if is_written(args, flag_of(name)):
+            raise UsageError(f"{flag_of(name)} is given as a flag and searched over: leave one of them out.")
     if extra["halving"] is not None and any("steps" in values or "epochs" in values for values in trials):
         raise UsageError("--halving decides the steps of a trial: do not search over --steps or --epochs.")
     seeds = extra["seeds"]
@@ -246,7 +246,7 @@ def _named(kind: type[TrainConfig], words: Sequence[str]) -> list[tuple[str, lis
         name, equals, values = word.partition("=")
         name = choose(name.lstrip("-").replace("-", "_"), kind.model_fields, "setting")
         if name in FIXED:
-            raise UsageError(f"A sweep cannot search over --{name.replace('_', '-')}: {FIXED[name]}.")
+            raise UsageError(f"A sweep cannot search over {flag_of(name)}: {FIXED[name]}.")
         if not equals or not all(values.split(",")):
             raise UsageError(f"{word!r} names no values: give {name}=A,B, for example.")
         if name in found:
@@ -259,7 +259,7 @@ def _value(kind: type[TrainConfig], base: Sequence[str], name: str, word: str) -
     """A value of a setting as the command line reads it, as JSON. Raises ``UsageError``."""
     from jaxgen.cli.help import type_parts
 
-    flag, parts = f"--{name.replace('_', '-')}", type_parts(kind.model_fields[name].annotation)
+    flag, parts = flag_of(name), type_parts(kind.model_fields[name].annotation)
     if dict in parts:
         raise UsageError(f"A sweep cannot search over {flag}, which has several values.")
     words = [f"{flag}={word}"]

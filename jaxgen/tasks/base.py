@@ -17,7 +17,7 @@ from pydantic import Field
 
 from jaxgen.data.batches import Batches
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import UsageError, choose, flag_of
 from jaxgen.plots import AttentionMap, Best
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tokenizers import TOKENIZERS
@@ -260,11 +260,6 @@ def echo_command(text: str) -> str:
 
 
 VocabSize = Annotated[int, Field(gt=0, le=MAX_VOCAB)]
-
-
-def flag_of(setting: str) -> str:
-    """Returns the command-line flag of a setting."""
-    return f"--{setting.replace('_', '-')}"
 
 
 def check_header(config: Any, column: str) -> None:

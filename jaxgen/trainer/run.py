@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from jaxgen.data.files import data_folders
-from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, choose, counted
+from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, choose, counted, flag_of
 from jaxgen.fsutil import json_sha256
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.plugins import used_plugins
@@ -491,7 +491,7 @@ def _reopen(
     config = saved.config if config is None else check_kind("resume", config, type(saved.config), right)
     may_change = config.places | ({"devices"} if saved.resolved.get("processes", 1) != processes else set())
     if changed := ", ".join(
-        f"--{name.replace('_', '-')} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
+        f"{flag_of(name)} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
         for name in saved.config.changes(config)
         if name not in may_change
     ):

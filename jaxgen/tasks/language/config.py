@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from jaxgen.data.batches import BATCHES, WindowLengths
-from jaxgen.errors import choose
+from jaxgen.errors import choose, flag_of
 from jaxgen.runs.config import MAX_SIZE, MAX_STEPS, Fraction, Names, NotNegative, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
-from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level, flag_of
+from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level
 from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.
