@@ -268,6 +268,12 @@ def check_header(config: Any, column: str) -> None:
         raise ValueError(f"--header {config.header} is about tables: give {flag_of(column)} too, or leave it out")
 
 
+def check_tie(config: Any) -> None:
+    """Raises ``ValueError`` for ``--tie`` without an embedding."""
+    if config.tie and config.embed == 0:
+        raise ValueError("--tie uses the embedding as the output matrix, and --embed 0 is none: leave one out")
+
+
 def check_at_most_one(config: TrainConfig, settings: Iterable[str]) -> None:
     """Raises ``ValueError`` if several of these settings, which replace each other, were given."""
     given = [flag_of(name) for name in settings if getattr(config, name)]
