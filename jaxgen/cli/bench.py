@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from jaxgen.cli.common import log, name_newest, run_command, write_out
-from jaxgen.cli.flags import CommandConfig, Flag, load_plugins, parse
+from jaxgen.cli.flags import SHOW_RUN, CommandConfig, load_plugins, parse
 
 if TYPE_CHECKING:
     from jaxgen.trainer.speed import Speed
@@ -42,9 +42,7 @@ def bench(args: list[str]) -> None:
     from jaxgen.trainer.speed import measure_speed
 
     args = load_plugins(args)
-    run_flag = Flag("run", str | None, None, "Folder of the run. Default: the newest.", "[RUN]", positional=True)
-    json_flag = Flag("json", bool, False, "Write one JSON object.", negatable=False)
-    config, extra = parse(BenchConfig, args, prog="jaxgen bench", description=DESCRIPTION, extra=[run_flag, json_flag])
+    config, extra = parse(BenchConfig, args, prog="jaxgen bench", description=DESCRIPTION, extra=SHOW_RUN)
     need_backend()
     saved = LoadedRun.open(extra["run"])
     name_newest(extra["run"], saved.directory)

@@ -62,6 +62,13 @@ COMMON = (
 )
 
 
+#: The arguments of the commands that show one run.
+SHOW_RUN = (
+    Flag("run", str | None, None, "Folder of the run. Default: the newest.", "[RUN]", positional=True),
+    Flag("json", bool, False, "Write one JSON object.", negatable=False),
+)
+
+
 def load_plugins(args: Sequence[str]) -> list[str]:
     """Load what ``--plugin`` and ``JAXGEN_PLUGINS`` name; returns ``args`` without the flags of plugins.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import CommandConfig, Flag, load_plugins, parse
+from jaxgen.cli.flags import SHOW_RUN, CommandConfig, load_plugins, parse
 
 if TYPE_CHECKING:
     from jaxgen.inference.loading import LoadedRun
@@ -31,9 +31,7 @@ def info(args: list[str]) -> None:
     from jaxgen.runtime import need_backend
 
     args = load_plugins(args)
-    run_flag = Flag("run", str | None, None, "Folder of the run. Default: the newest.", "[RUN]", positional=True)
-    json_flag = Flag("json", bool, False, "Write one JSON object.", negatable=False)
-    _, extra = parse(CommandConfig, args, prog="jaxgen info", description=DESCRIPTION, extra=[run_flag, json_flag])
+    _, extra = parse(CommandConfig, args, prog="jaxgen info", description=DESCRIPTION, extra=SHOW_RUN)
     need_backend()
     saved = LoadedRun.open(extra["run"])
     facts = {**describe(saved.directory), "settings": settings(saved), "arrays": list(arrays(saved))}

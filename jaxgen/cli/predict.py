@@ -8,10 +8,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jaxgen.cli.common import json_line, log, name_newest, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, is_written, load_plugins, parse
+from jaxgen.cli.flags import CommandConfig, Excludes, Flag, Needs, check_flags, is_written, load_plugins, parse
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import check_output, write_output
 from jaxgen.runs.groups import Group
@@ -42,10 +42,8 @@ Size = Annotated[int, Field(gt=0, le=65_536)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class PredictConfig(BaseModel):
+class PredictConfig(CommandConfig):
     """Answer inputs with a trained model."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     in_input: ClassVar[Group] = Group("Model and inputs")
     run: Annotated[str, Field(min_length=1)] | None = None

@@ -480,9 +480,7 @@ class Sampler(TrainedModel):
         first = check_int("The index of a sample", first, 0, MAX_SEED - MAX_SAMPLES)
         skip = check_int("The number of tokens to skip", skip, 0, MAX_LENGTH)
         begun = self.begin(prompt, settings, state, unk, settings.block)
-        decoding = begun.kinds, STREAM_CHUNK, settings.greedy
-        indices = range(first, first + num_samples)
-        return self._stream(decoding, settings, begun.transforms, begun.ids, begun.held, state, indices, skip)
+        return self._stream(begun, settings, state, range(first, first + num_samples), skip)
 
     def begin(
         self, prompt: str, settings: GenerationConfig, state: DecoderState | None, unk: str, rows: int
@@ -496,16 +494,10 @@ class Sampler(TrainedModel):
         return Beginning(ids, held, chosen.kinds, transforms)
 
     def _stream(
-        self,
-        decoding: tuple[Kinds, int, bool],
-        settings: GenerationConfig,
-        transforms: tuple[Any, ...],
-        ids: np.ndarray,
-        held: str,
-        state: DecoderState | None,
-        indices: range,
-        skip: int,
+        self, begun: Beginning, settings: GenerationConfig, state: DecoderState | None, indices: range, skip: int
     ) -> Iterator[Chunk]:
+        ids, held, kinds, transforms = begun
+        decoding = kinds, STREAM_CHUNK, settings.greedy
         deadline = time.monotonic() + (settings.max_seconds or float("inf"))
         rows, base = settings.block, indices.start // settings.block * settings.block
         carry, logits = self._read(ids, held, state).repeated(rows)
@@ -519,13 +511,13 @@ class Sampler(TrainedModel):
             ]
             keys = sample_keys(settings.seed, jnp.arange(base, end))
             if blocks == 1:
-                begun, keys = self._to_weights_device((start, keys))
+                states, keys = self._to_weights_device((start, keys))
                 decoder = partial(jitted.jit_decode(self.task, *decoding), self.weights_at(state))
             else:
                 devices = count_devices(blocks)
-                weights, begun, keys = device_layout(self.weights_at(state), start, keys, blocks, devices)
+                weights, states, keys = device_layout(self.weights_at(state), start, keys, blocks, devices)
                 decoder = partial(jitted.jit_decode_blocks(self.task, *decoding, devices), weights)
-            yield from self._decode(decoder, begun, keys, settings.length, texts, deadline)
+            yield from self._decode(decoder, states, keys, settings.length, texts, deadline)
             base = end
 
     def _blocks_per_call(self, settings: GenerationConfig, transforms: tuple[Any, ...], number: int) -> int:

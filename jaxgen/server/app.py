@@ -40,6 +40,7 @@ from jaxgen.server.completions import (
     Completion,
     Limits,
     check_probabilities,
+    check_unconditioned,
     conditioned,
     open_sampler,
     temperature_of,
@@ -286,8 +287,7 @@ class Server:
         before = loaded.before
         if body.state is not None:
             before = self.states.find(body.state, served.name, checkpoint).state
-            if body.label is not None or body.features is not None:
-                raise UsageError("A state continues a text whose condition is fixed: leave out label and features.")
+            check_unconditioned(body)
         sampler = conditioned(sampler, body)
         if body.to is not None:
             if before is None or body.state is None or body.prompt or body.tokens is not None:
