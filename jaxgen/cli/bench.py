@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from jaxgen.cli.common import log, name_newest, run_command, write_out
-from jaxgen.cli.flags import SHOW_RUN, CommandConfig, load_plugins, parse
+from jaxgen.cli.common import log, name_newest, write_out
+from jaxgen.cli.flags import SHOW_RUN, Command, CommandConfig, parse
 
 if TYPE_CHECKING:
     from jaxgen.trainer.speed import Speed
@@ -30,18 +29,12 @@ class BenchConfig(CommandConfig):
     """How long each measurement takes, compilation aside."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Time the run; returns the exit code."""
-    return run_command(bench, args)
-
-
 def bench(args: list[str]) -> None:
     """Parse ``args``, then measure and print the figures."""
     from jaxgen.inference.loading import LoadedRun
     from jaxgen.runtime import need_backend
     from jaxgen.trainer.speed import measure_speed
 
-    args = load_plugins(args)
     config, extra = parse(BenchConfig, args, prog="jaxgen bench", description=DESCRIPTION, extra=SHOW_RUN)
     need_backend()
     saved = LoadedRun.open(extra["run"])
@@ -52,6 +45,9 @@ def bench(args: list[str]) -> None:
         write_out(json.dumps({"run": str(saved.directory), **speed.to_json()}) + "\n")
         return
     write_out("".join(f"{name:24s}{text}\n" for name, text in lines(speed)))
+
+
+main = Command(bench)
 
 
 def lines(speed: Speed) -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import left_aligned, log, run_command, write_out
-from jaxgen.cli.flags import CommandConfig, Flag, load_plugins, parse
+from jaxgen.cli.common import left_aligned, log, write_out
+from jaxgen.cli.flags import Command, CommandConfig, Flag, parse
 from jaxgen.errors import UsageError, counted
 from jaxgen.fsutil import check_output, write_output
 
@@ -31,16 +31,10 @@ class CompareConfig(CommandConfig):
     """A file for the curves of the validation loss and of the metric that decides, as PNG."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Compare; returns the exit code."""
-    return run_command(compare, args)
-
-
 def compare(args: list[str]) -> None:
     """Parse ``args`` and compare the runs that they name. Raises ``UsageError`` for fewer than two."""
     from jaxgen.inference.loading import LoadedRun
 
-    args = load_plugins(args)
     runs_flag = Flag("runs", tuple[str, ...], (), "Folders of runs, two or more.", "RUN ...", positional=True)
     config, extra = parse(CompareConfig, args, prog="jaxgen compare", description=DESCRIPTION, extra=[runs_flag])
     if len(extra["runs"]) < 2:
@@ -63,6 +57,9 @@ def compare(args: list[str]) -> None:
     if config.picture is not None:
         write_output(config.picture, picture(list(groups.values())), "--picture")
         log(f"The curves are in {config.picture}.")
+
+
+main = Command(compare)
 
 
 def settings(run: LoadedRun) -> dict[str, Any]:

@@ -6,12 +6,11 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 
-from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import CommandConfig, load_plugins, parse
+from jaxgen.cli.common import write_out
+from jaxgen.cli.flags import Command, CommandConfig, parse
 from jaxgen.errors import UsageError
 from jaxgen.version import __version__
 
@@ -26,14 +25,9 @@ PLUGINS = ("jax-cuda", "jax-rocm", "jax-metal", "libtpu")
 TOOLS = {"bench", "dev", "docs"}
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Print the facts; returns the exit code."""
-    return run_command(doctor, args)
-
-
 def doctor(args: list[str]) -> None:
     """Parse ``args`` and print the facts."""
-    parse(CommandConfig, load_plugins(args), prog="jaxgen doctor", description=DESCRIPTION)
+    parse(CommandConfig, args, prog="jaxgen doctor", description=DESCRIPTION)
     import jax
 
     from jaxgen.fsutil import user_cache
@@ -52,6 +46,9 @@ def doctor(args: list[str]) -> None:
     lines += [("cache", str(user_cache())), ("terminal", f"{os.environ.get('TERM', 'none')}, {sys.stdout.encoding}")]
     lines += [(name, value) for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)]
     write_out("".join(f"{name:20s}{text}\n" for name, text in lines))
+
+
+main = Command(doctor)
 
 
 def packages() -> dict[str, str]:

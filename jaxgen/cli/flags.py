@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from jaxgen.cli.common import run_command
 from jaxgen.cli.help import Flag, Help, as_typed, type_parts
 from jaxgen.errors import UsageError, choose, flag_of, near_name
 from jaxgen.runs.groups import Group, groups_of
@@ -96,6 +98,22 @@ def load_plugins(args: Sequence[str]) -> list[str]:
     elif changed is not None:
         raise UsageError("--plugin-changed is about plugins: give --plugin too, or leave it out.")
     return [*rest, *words]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: a function of its arguments that returns the exit code. Plugins are loaded before it works.
+
+    Args:
+        work: Parses the arguments and does what they ask for. It raises ``JaxgenError`` for what the user can correct.
+        text_only: Standard output is data (see ``run_command``).
+    """
+
+    work: Callable[[list[str]], None]
+    text_only: bool = False
+
+    def __call__(self, args: Sequence[str] | None = None) -> int:
+        return run_command(lambda args: self.work(load_plugins(args)), args, text_only=self.text_only)
 
 
 def parse(

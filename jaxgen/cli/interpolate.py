@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from jaxgen.cli.common import json_line, log, run_command, write_out
-from jaxgen.cli.flags import Flag, RunConfig, load_plugins, parse
+from jaxgen.cli.common import json_line, log, write_out
+from jaxgen.cli.flags import Command, Flag, RunConfig, parse
 from jaxgen.cli.mixture_flags import open_sampler
 from jaxgen.errors import UsageError
 from jaxgen.fsutil import check_output, write_output
@@ -43,11 +42,6 @@ class InterpolateConfig(RunConfig):
     """Write a picture (PNG) of the probabilities of the next token along the way."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Interpolate; returns the exit code."""
-    return run_command(interpolate, args, text_only=True)
-
-
 def interpolate(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
     flags = [
@@ -55,7 +49,6 @@ def interpolate(args: list[str]) -> None:
         Flag("to", str | None, None, "The second prompt.", "TEXT", group="Prompts"),
         Flag("json", bool, False, JSON, negatable=False),
     ]
-    args = load_plugins(args)
     config, extra = parse(InterpolateConfig, args, prog="jaxgen interpolate", description=DESCRIPTION, extra=flags)
     start, end = extra["from"], extra["to"]
     if start is None or end is None:
@@ -86,3 +79,6 @@ def interpolate(args: list[str]) -> None:
             write_out(json_line(value | sampler.origin()))
         else:
             writer.write_text(text, f"weight {weight:.3g}")
+
+
+main = Command(interpolate, text_only=True)

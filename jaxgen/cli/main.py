@@ -34,8 +34,6 @@ COMMANDS = {
 }
 #: Commands whose module has another name, because theirs is a keyword of Python.
 MODULES = {"import": "import_weights"}
-#: The functions of those commands that are not called like the command.
-FUNCTIONS = {"import": "import_weights", "replay": "replay_file", "runs": "list_runs"}
 
 
 def usage() -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from jaxgen.cli.common import json_line, log, name_newest, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import CommandConfig, Excludes, Flag, Needs, check_flags, is_written, load_plugins, parse
+from jaxgen.cli.common import json_line, log, name_newest, read_byte_lines, write_out
+from jaxgen.cli.flags import Command, CommandConfig, Excludes, Flag, Needs, check_flags, is_written, parse
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import check_output, write_output
 from jaxgen.runs.groups import Group
@@ -85,14 +85,8 @@ TABLE_FLAGS = ("--header", "--lines", "--text-column")
 TEXT_FLAGS = ("--attention", "--beam", "--length", "--length-penalty", "--seed", "--temperature")
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Predict; returns the exit code."""
-    return run_command(predict, args, text_only=True)
-
-
 def predict(args: list[str]) -> None:
     """Parse ``args`` and write the answers that they ask for."""
-    args = load_plugins(args)
     extra = [
         Flag("json", bool, False, "Write one JSON object for each answer."),
         Flag("inputs", tuple[str, ...], (), INPUTS, "[FILE ...]", positional=True),
@@ -141,6 +135,9 @@ def predict(args: list[str]) -> None:
         log("Each line is answered after Enter; Ctrl-D ends.")
     answers = predictor.predict(inputs, decoding, 1 if typed else None, strict=False)
     write_answers(answers, predictor, values["json"], flush=typed)
+
+
+main = Command(predict, text_only=True)
 
 
 def texts(paths: Sequence[str], predictor: Predictor, config: PredictConfig, typed: bool) -> Iterator[str]:

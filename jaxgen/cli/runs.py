@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from jaxgen.cli.common import left_aligned, log, one_line, run_command, write_out
-from jaxgen.cli.flags import CommandConfig, Flag, Needs, check_flags, load_plugins, parse
+from jaxgen.cli.common import left_aligned, log, one_line, write_out
+from jaxgen.cli.flags import Command, CommandConfig, Flag, Needs, check_flags, parse
 from jaxgen.errors import CheckpointError, UsageError, counted
 
 DESCRIPTION = """List the runs in a folder: task, data, model, best figure, steps, date and size.
@@ -46,14 +46,8 @@ class RunsConfig(CommandConfig):
     figures, and remove the others too."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """List the runs; returns the exit code."""
-    return run_command(list_runs, args)
-
-
 def list_runs(args: list[str]) -> None:
     """Parse ``args``, then print the table or remove runs. Raises ``CheckpointError`` if there is no run."""
-    args = load_plugins(args)
     flags = [
         Flag("folders", tuple[str, ...], (), "Folders with runs. Without one: runs.", "[FOLDER ...]", positional=True),
         Flag("json", bool, False, "Write a JSON object for each run.", negatable=False),
@@ -81,6 +75,9 @@ def list_runs(args: list[str]) -> None:
     show(found, COLUMNS, extra["json"])
     if not extra["json"]:
         log(f"{counted(len(found), 'run')} in {where}")
+
+
+main = Command(list_runs)
 
 
 def described(folder: Path) -> list[dict[str, Any]]:

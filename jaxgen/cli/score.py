@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from jaxgen.cli.adaptation_flags import ADAPTIVE_RULES, FITTED, AdaptiveScoringConfig, adaptive_options
-from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, one_line, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, fill_value, load_plugins, parse
+from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, one_line, write_out
+from jaxgen.cli.flags import Command, Excludes, Flag, Needs, check_flags, fill_value, parse
 from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
 from jaxgen.errors import UsageError, check_int, counted
 from jaxgen.runs.groups import Group
@@ -131,14 +131,9 @@ RULES = (
 )
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Score; returns the exit code."""
-    return run_command(score, args, text_only=True)
-
-
 def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
-    args = fill_value(fill_mixture_flags(load_plugins(args)), "--color", "auto")
+    args = fill_value(fill_mixture_flags(args), "--color", "auto")
     extra = [
         Flag("files", tuple[str, ...], (), FILES, "[FILE ...]", positional=True),
         Flag("json", bool, False, JSON),
@@ -185,6 +180,9 @@ def score(args: list[str]) -> None:
     for note in score_notes(total, config):
         log(note)
     log(describe_speed(total.tokens, time.perf_counter() - began, scorer.compile_seconds))
+
+
+main = Command(score, text_only=True)
 
 
 def open_beside(config: ScoreConfig, scorer: Scorer, method: dict[str, Any]) -> Scorer:

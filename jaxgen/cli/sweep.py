@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import left_aligned, log, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, Rules, check_rules, flag_value, is_written, load_plugins, parse
+from jaxgen.cli.common import left_aligned, log, write_out
+from jaxgen.cli.flags import Command, Excludes, Flag, Needs, Rules, check_rules, flag_value, is_written, parse
 from jaxgen.cli.train import DEFAULT_TASK, parse_seeds, registry_names
 from jaxgen.errors import UsageError, choose, flag_of
 
@@ -46,11 +46,6 @@ FIXED = {
 TRIALS = 10
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Sweep; returns the exit code."""
-    return run_command(sweep, args)
-
-
 def sweep(args: list[str]) -> None:
     """Parse ``args``, train what is not trained yet, and print the trials."""
     from jaxgen.runs.collection import is_sweep
@@ -58,7 +53,6 @@ def sweep(args: list[str]) -> None:
     from jaxgen.tasks.registry import DATA
     from jaxgen.trainer.sweep import Sweep
 
-    args = load_plugins(args)
     task = DEFAULT_TASK
     named = bool(args) and not args[0].startswith("-")
     if named:
@@ -83,6 +77,9 @@ def sweep(args: list[str]) -> None:
         return
     write_out(table(rows))
     log(f"The picture is {found.folder / 'sweep.png'}.")
+
+
+main = Command(sweep)
 
 
 def _parse(kind: type[TrainConfig], args: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
