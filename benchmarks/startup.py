@@ -63,7 +63,7 @@ def main() -> None:
             lambda: wait(
                 [str(ROOT / "train.py"), *MODEL, "--run", f"run{next(runs)}"],
                 folder,
-                lambda text: b"loss " in text and b"tokens/s" in text,
+                lambda text: b"loss " in text,
             ),
         )
 

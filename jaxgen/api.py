@@ -68,10 +68,11 @@ from jaxgen.tasks.registry import TASKS as TASKS
 from jaxgen.tasks.translate.data import TranslateConfig as TranslateConfig
 from jaxgen.tokenizers import TOKENIZERS as TOKENIZERS
 from jaxgen.trainer.callbacks import Callback as Callback
+from jaxgen.trainer.loop import Trainer as Trainer
 from jaxgen.trainer.lr_finder import find_lr as find_lr
 from jaxgen.trainer.run import resume as resume
 from jaxgen.trainer.run import start as start
-from jaxgen.trainer.trainer import Trainer as Trainer
+from jaxgen.trainer.trainer import RunTrainer as RunTrainer
 from jaxgen.training.averaging import AVERAGES as AVERAGES
 from jaxgen.training.optimizer import OPTIMIZERS as OPTIMIZERS
 from jaxgen.training.optimizer import make_optimizer as make_optimizer

@@ -150,6 +150,14 @@ jit_predict = _jit_method("predict")
 jit_encode = _jit_method("init_decoder")
 #: ``(weights, inputs, tokens) -> attention weights`` of each step that reads these tokens.
 jit_attention = _jit_method("attention_weights")
+
+
+@cached
+def jit_initial_carry(task: PromptedTask, rows: int) -> Callable:
+    """``() -> carry`` of ``rows`` rows before any input."""
+    return jax.jit(partial(task.initial_carry, rows))
+
+
 #: ``(weights, condition) -> carry``, the initial state of a text with known labels or features.
 jit_initial_states = _jit_method("initial_states")
 #: ``(weights, carry, logits, tokens, valid) -> (carry, logits)``.

@@ -19,7 +19,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ from jaxgen.training.optimizer import OPTIMIZERS
 from jaxgen.training.schedules import SCHEDULES
 
 #: The registries that a plugin may fill, each with the setting that chooses from it.
-REGISTRIES: tuple[tuple[str, dict[str, Any]], ...] = (
+REGISTRIES: tuple[tuple[str, MutableMapping[str, Any]], ...] = (
     ("attention", ATTENTIONS),
     ("average", AVERAGES),
     ("block", BLOCKS),
@@ -384,7 +384,7 @@ def _is_concrete(value: type, base: type) -> bool:
 
 
 #: What makes a class of a plugin an entry of a registry.
-PROTOCOLS: tuple[tuple[Callable[[type], bool], dict[str, Any]], ...] = (
+PROTOCOLS: tuple[tuple[Callable[[type], bool], MutableMapping[str, Any]], ...] = (
     (_is_cell, CELLS),
     (_is_block, BLOCKS),
     (lambda value: _is_concrete(value, Tokenizer), TOKENIZERS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,20 +63,24 @@ def run_server(
     rows: int = 32,
     waiting: int = 1_000,
     runs: Path = Path("no-such-folder"),
+    send_buffer: int | None = None,
     **options: Any,
 ) -> Iterator[Running]:
+    """A server of these models; ``send_buffer`` is how many bytes the system keeps of what a client has not read."""
     engine = Engine(rows=rows, waiting=waiting)
     limits = limits or Limits(prompt=2_000, texts=16, tokens=2_000)
     shared = Server(Models(models, engine, 0, print), engine, limits, runs)
     app = create_app(shared, **options)
-    with open_socket("127.0.0.1", 0) as socket:
+    with open_socket("127.0.0.1", 0) as listener:
+        if send_buffer is not None:  # connections inherit it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)
         listening = uvicorn.Server(config)
-        thread = threading.Thread(target=listening.run, kwargs={"sockets": [socket]}, daemon=True)
+        thread = threading.Thread(target=listening.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not listening.started:
             time.sleep(0.01)
-        running = Running(f"http://127.0.0.1:{socket.getsockname()[1]}", shared)
+        running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", shared)
         try:
             yield running
         finally:

@@ -57,6 +57,7 @@ QUICK = {
     "contracts",
     "distributed",
     "faults",
+    "fuzz",
     "inference",
     "models",
     "sampling",

@@ -30,7 +30,7 @@ from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import make_recorder
 from jaxgen.trainer.run import note_edited_log, resolve_config
 from jaxgen.trainer.signals import raise_on_signal
-from jaxgen.trainer.trainer import Trainer
+from jaxgen.trainer.trainer import RunTrainer
 from jaxgen.training.step import TrainState
 from jaxgen.types import Array, Batch, Key, Params
 
@@ -364,7 +364,7 @@ SEVERAL_PROCESSES = False
 Task = NGramTask
 
 
-class NGramRun(Trainer):
+class NGramRun(RunTrainer):
     """A run without training steps, whose parameters are counted: one row of metrics, one checkpoint, no loss curve."""
 
     data: LanguageData

@@ -48,8 +48,10 @@ def _abstract_weights(cell: Cell) -> PyTree:
         bound.project(x)  # some cells create their parameters here
         return bound.weights()
 
-    x = jnp.zeros((1, cell.features), jnp.float32)
-    return jax.eval_shape(lambda key: unbound.init_with_output(key, x, method=weights)[0], jax.random.key(0))
+    def init(x: Array) -> PyTree:
+        return unbound.init_with_output(jax.random.key(0), x, method=weights)[0]
+
+    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, cell.features), jnp.float32))
 
 
 def has_traced_fields(cell: Cell) -> bool:

@@ -62,6 +62,7 @@ def arrays(saved: LoadedRun) -> Iterator[tuple[str, tuple[int, ...], int]]:
     """The name, shape and size of every array of the model."""
     import jax
 
-    shapes = jax.eval_shape(saved.task.init, jax.random.key(0))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    from jaxgen.training.task import param_shapes
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(saved.task)):
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, math.prod(leaf.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ COMMANDS = {
 }
 #: Commands whose module has another name, because theirs is a keyword of Python.
 MODULES = {"import": "import_weights"}
+#: How many objects are made before Python looks for garbage among them. Its default of 700 costs a third of a second
+#: at the start, which makes a million objects and no garbage.
+OBJECTS = 50_000
 
 
 def usage() -> str:
@@ -45,12 +49,14 @@ def usage() -> str:
     return f"usage: {program('COMMAND')} [FLAGS]\n\n{''.join(text for _, text in rows)}\n{explains}\n"
 
 
-def run() -> NoReturn:
-    """Run the installed command ``jaxgen`` and end the process."""
+def run(name: str | None = None) -> NoReturn:
+    """Run a command, by default the one that the first argument names, and end the process."""
     former = signal.getsignal(signal.SIGINT)
     if former is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # see train.py
-    command = _find_command()
+        # While modules load, Ctrl-C must not raise: NumPy turns KeyboardInterrupt into an ImportError with a traceback.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    gc.set_threshold(OBJECTS)
+    command = _find_command() if name is None else _command(name)
     signal.signal(signal.SIGINT, former)
     leave(command())
 
@@ -66,12 +72,19 @@ def leave(code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done
+    gc.freeze()  # or the shutdown would look several times for garbage among a million objects
     sys.exit(code)
 
 
 def main() -> int:
     """Run the command named by the first argument; returns the exit code."""
     return _find_command()()
+
+
+def _command(name: str) -> Callable[..., int]:
+    """Import a command: a function of its arguments, by default those of this process."""
+    command: Callable[..., int] = import_module(f"jaxgen.cli.{MODULES.get(name, name)}").main
+    return command
 
 
 def _find_command() -> Callable[[], int]:
@@ -83,7 +96,7 @@ def _find_command() -> Callable[[], int]:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "--help-all", "help"):
         return lambda: end_output(0 if len(sys.argv) > 1 else 2, usage())
     if sys.argv[1] in COMMANDS:
-        command = import_module(f"jaxgen.cli.{MODULES.get(sys.argv[1], sys.argv[1])}").main
+        command = _command(sys.argv[1])
         return lambda: command(sys.argv[2:])
 
     def refuse() -> int:

@@ -25,6 +25,7 @@ from jaxgen.runtime import check_jax_settings, multiplies_bfloat16
 from jaxgen.tasks.language.corpus import TextSplits
 from jaxgen.tasks.registry import DATA, objective
 from jaxgen.text import Reading, in_pieces
+from jaxgen.training.task import param_shapes
 from jaxgen.types import Params
 
 _PREPARING = RLock()
@@ -59,8 +60,11 @@ class LoadedRun:
         if run is not None:
             run = os.fspath(check_kind("load", run, str | os.PathLike, "the folder of a run, or None for the newest"))
         check_folder(run)
-        able = [name for name, data in DATA.items() if command is None or command in data.COMMANDS]
-        directory = RunDirectory.newest(tasks=able) if run is None else RunDirectory.open(run)
+
+        def usable(task: str) -> bool:
+            return task in DATA and (command is None or command in DATA[task].COMMANDS)
+
+        directory = RunDirectory.newest(usable=usable) if run is None else RunDirectory.open(run)
         saved = read_config(directory)
         try:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
@@ -76,7 +80,7 @@ class LoadedRun:
                 f"{directory.config_path} does not describe a run of this version of jaxgen: it was trained by an "
                 "earlier version. Use that version, or train it again."
             ) from None
-        if name not in able:
+        if not usable(name):
             raise UsageError(_other_commands(directory, name, command))
         if "reading" not in resolved:
             raise CheckpointError(
@@ -187,7 +191,7 @@ class LoadedRun:
 
     def params_and_digest(self, like: Params | None = None) -> tuple[int, Params, str]:
         """As ``params``, and the digest of the checkpoint."""
-        shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
+        shapes = param_shapes(self.task) if like is None else like
         store = self.checkpoints
         for _ in range(MAX_ATTEMPTS - 1):
             before = store.names()

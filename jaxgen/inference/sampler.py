@@ -355,12 +355,13 @@ class Sampler(TrainedModel):
         return self._initial_state()
 
     def _initial_state(self) -> DecoderState:
-        carry, logits = self.task.initial_carry(1), jnp.zeros((1, self.tokenizer.vocab_size), jnp.float32)
-        if self.conditioning is not None:
+        if self.conditioning is None:
+            carry = jitted.jit_initial_carry(self.task, 1)()
+        else:
             vector = self.conditioning.vector(self.condition)[None]
             carry = jitted.jit_initial_states(self.task)(self.weights, vector)
-        carry, logits = self._to_weights_device((carry, logits))
-        return DecoderState(carry, logits, np.zeros(0, np.int32))
+        logits = jax.device_put(np.zeros((1, self.tokenizer.vocab_size), np.float32))
+        return DecoderState(*self._to_weights_device((carry, logits)), np.zeros(0, np.int32))
 
     def _read(self, ids: np.ndarray, held: str, state: DecoderState | None) -> DecoderState:
         *_, last = self.read_in_chunks(ids, held, state)
@@ -501,7 +502,7 @@ class Sampler(TrainedModel):
         deadline = time.monotonic() + (settings.max_seconds or float("inf"))
         rows, base = settings.block, indices.start // settings.block * settings.block
         carry, logits = self._read(ids, held, state).repeated(rows)
-        start = DecodeState(carry, logits, transforms, jnp.zeros(rows, bool), *Last.none(rows))
+        start = DecodeState(carry, logits, transforms, np.zeros(rows, bool), *Last.none(rows))
         while base < indices.stop and (base <= indices.start or time.monotonic() < deadline):
             blocks = self._blocks_per_call(settings, transforms, indices.stop - base)
             end = base + blocks * rows
@@ -509,7 +510,7 @@ class Sampler(TrainedModel):
                 StreamingDetokenizer(self.tokenizer, i, i - base, settings, skip, held, self.errors)
                 for i in range(max(base, indices.start), min(end, indices.stop))
             ]
-            keys = sample_keys(settings.seed, jnp.arange(base, end))
+            keys = sample_keys(settings.seed, np.arange(base, end, dtype=np.int32))
             if blocks == 1:
                 states, keys = self._to_weights_device((start, keys))
                 decoder = partial(jitted.jit_decode(self.task, *decoding), self.weights_at(state))

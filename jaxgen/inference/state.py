@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,12 @@ class DecoderState:
 
     def repeated(self, rows: int) -> tuple[Carry, Array]:
         """The carry and logits repeated for a batch of ``rows``."""
-        return jax.tree.map(lambda a: jnp.repeat(a, rows, axis=0), (self.carry, self.logits))
+        return (self.carry, self.logits) if rows == 1 else _repeated((self.carry, self.logits), rows)
+
+
+@partial(jax.jit, static_argnums=1)
+def _repeated(state: tuple[Carry, Array], rows: int) -> tuple[Carry, Array]:
+    return jax.tree.map(lambda a: jnp.repeat(a, rows, axis=0), state)
 
 
 def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState:

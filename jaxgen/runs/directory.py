@@ -9,7 +9,7 @@ import shlex
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,8 @@ class RunDirectory:
         )
 
     @classmethod
-    def newest(cls, root: str | os.PathLike[str] = "runs", tasks: Collection[str] | None = None) -> RunDirectory:
-        """The run under ``root`` whose configuration or newest checkpoint was written last (of one of ``tasks``).
+    def newest(cls, root: str | os.PathLike[str] = "runs", usable: Callable[[str], bool] | None = None) -> RunDirectory:
+        """The run under ``root`` whose configuration or newest checkpoint was written last, of a ``usable`` task.
 
         A run that has not trained a step yet counts only if there is no other. Folders that cannot be read are left
         out, with a ``JaxgenWarning``.
@@ -171,7 +171,7 @@ class RunDirectory:
                     continue
                 with open(run.config_path, "rb"):  # whether it can be read
                     pass
-                if tasks is None or run.task() in (None, *tasks):
+                if usable is None or (task := run.task()) is None or usable(task):
                     found.append((*run._last_written(), name, run))
                 else:
                     others = True
@@ -183,8 +183,8 @@ class RunDirectory:
             left_out = f"Left out, because it cannot be read: {', '.join(sorted(unreadable))}."
             warnings.warn(JaxgenWarning(left_out), stacklevel=2)
         if not found:
-            which = f" of a task that this command can use ({', '.join(tasks)})" if others and tasks else ""
-            ours = " One comes with jaxgen: --run pretrained:shakespeare." * (tasks is None or "language" in tasks)
+            which = " of a task that this command can use" if others else ""
+            ours = " One comes with jaxgen: --run pretrained:shakespeare." * (usable is None or usable("language"))
             raise CheckpointError(
                 f"There is no run{which} in {root}/. Train one with `python train.py`, or name one with --run DIR."
                 f"{ours}"

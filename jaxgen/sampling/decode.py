@@ -51,9 +51,9 @@ class DecodeState(NamedTuple):
     carry: Carry
     logits: Float[Array, "B V"]  # of the next token
     transforms: tuple[PyTree, ...]
-    done: Bool[Array, "B"]  # rows that have drawn the end-of-sequence token
-    t: Int[Array, ""]  # number of tokens generated so far
-    token: Int[Array, "B"]  # the last generated token; -1 before the first
+    done: Bool[ArrayLike, "B"]  # rows that have drawn the end-of-sequence token
+    t: Int[ArrayLike, ""]  # number of tokens generated so far
+    token: Int[ArrayLike, "B"]  # the last generated token; -1 before the first
 
     @classmethod
     def start(
@@ -72,7 +72,7 @@ class DecodeState(NamedTuple):
         """
         rows, vocab = logits.shape
         states = chain.init(Context(rows, vocab, np.asarray(prompt, np.int32), eos, **known))
-        return cls(carry, logits, states, jnp.zeros(rows, bool), *Last.none(rows))
+        return cls(carry, logits, states, np.zeros(rows, bool), *Last.none(rows))
 
 
 def check_seed(seed: object) -> int:
@@ -85,7 +85,7 @@ def make_key(seed: object) -> Key:
 
     ``JAX_RANDOM_SEED_OFFSET`` would be added to the seed, and ``JAX_ENABLE_X64`` lets the sum exceed 32 bits.
     """
-    return jax.random.wrap_key_data(jnp.array([0, check_seed(seed)], jnp.uint32), impl=PRNG)
+    return jax.random.wrap_key_data(jax.device_put(np.array([0, check_seed(seed)], np.uint32)), impl=PRNG)
 
 
 def sample_keys(seed: int, indices: Int[ArrayLike, "B"]) -> RowKeys:

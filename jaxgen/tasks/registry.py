@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from importlib import import_module
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
-from jaxgen.tasks.caption.data import CaptionData
-from jaxgen.tasks.classify.data import ClassifyData
-from jaxgen.tasks.language.data import LanguageData
-from jaxgen.tasks.translate.data import TranslateData
 
-#: The host half of each task (``jaxgen.tasks.base.TaskData``): settings, data and reports.
-DATA: dict[str, Any] = {
-    "caption": CaptionData,
-    "classify": ClassifyData,
-    "language": LanguageData,
-    "translate": TranslateData,
+class Registry(UserDict[str, Any]):
+    """A dictionary in which "module:name" stands for that object, which is imported when it is looked up.
+
+    So a command imports only the task that it uses.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        if isinstance(self.data[name], str):
+            self.data[name] = resolve_name(self.data[name])
+        return self.data[name]
+
+
+_PLACES = {
+    "caption": "jaxgen.tasks.caption.data:CaptionData",
+    "classify": "jaxgen.tasks.classify.data:ClassifyData",
+    "language": "jaxgen.tasks.language.data:LanguageData",
+    "translate": "jaxgen.tasks.translate.data:TranslateData",
 }
 
+#: The host half of each task (``jaxgen.tasks.base.TaskData``): settings, data and reports.
+DATA = Registry(_PLACES)
+
 #: The pure half of each task: model, loss and decoding.
-TASKS: dict[str, Any] = {name: data.Objective for name, data in DATA.items()}
+TASKS = Registry({name: f"{place}.Objective" for name, place in _PLACES.items()})
 
 #: Baselines by task and by their name for ``--model``: the module that trains them, imported on demand.
 #: The module has ``Task``, ``start`` and ``resume``, and ``SEVERAL_PROCESSES``: whether several processes can train it.

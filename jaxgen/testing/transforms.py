@@ -263,12 +263,16 @@ def check_other_options_need_no_second_trace(s: Subject) -> None:
 
 
 def check_the_state_is_arrays_that_keep_their_shape(s: Subject) -> None:
-    """`init` returns arrays of JAX (`jnp.float32(value)`), and `update` keeps their shapes and dtypes."""
+    """`init` returns arrays (`np.array(value, np.float32)`), and `update` keeps their shapes and dtypes."""
     text = s.text()
     for transform in s.case.options(V):
         state = s.init(transform, text)
-        arrays = all(isinstance(leaf, jax.Array) and not leaf.aval.weak_type for leaf in jax.tree.leaves(state))
-        require(arrays, f"The state of {transform} has leaves that are no arrays of JAX, or of a weak type.")
+        leaves = jax.tree.leaves(state)
+        arrays = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+        require(
+            arrays and not any(getattr(leaf, "weak_type", False) for leaf in leaves),
+            f"The state of {transform} has leaves that are no arrays, or of a weak type.",
+        )
         after, logits = jax.eval_shape(s.kind.update, state, text.logits[0], Last.none(R))
         described = partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type))
         was, is_now = described(jax.eval_shape(lambda a: a, state)), described(after)

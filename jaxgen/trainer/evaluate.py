@@ -81,9 +81,10 @@ def count_averages(config: TrainConfig) -> int:
     return 2 if getattr(AVERAGES.get(config.average), "two_tails", False) else 1
 
 
-def build_schedule(config: TrainConfig) -> Schedule:
-    """The schedule of the settings. Raises ``UsageError``."""
-    return named_schedule(config.schedule, config.schedule_options)
+def jit_schedule(config: TrainConfig) -> Schedule:
+    """The compiled schedule of the settings. Raises ``UsageError``."""
+    schedule: Schedule = jax.jit(named_schedule(config.schedule, config.schedule_options))
+    return schedule
 
 
 def build_optimizer(config: TrainConfig, task: Any = None) -> optax.GradientTransformation:

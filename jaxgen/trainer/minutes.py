@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jaxgen.errors import UsageError, counted
 from jaxgen.runs.config import MAX_STEPS, TrainConfig
 from jaxgen.trainer.evaluate import EvalSchedule
-from jaxgen.trainer.trainer import Trainer, Work
+from jaxgen.trainer.trainer import RunTrainer, Work
 
 #: Calls of the compiled step that are timed for every shape of batches, after one that compiles.
 MEASURED_CALLS = 3
@@ -40,7 +40,7 @@ class Costs(NamedTuple):
         return steps * self.step + evaluations * self.evaluation + examples * self.examples + self.final
 
 
-def measure(trial: Trainer, began: float) -> Costs:
+def measure(trial: RunTrainer, began: float) -> Costs:
     """Measure the parts of the run that ``trial`` stands for. What this compiles, the run does not compile again.
 
     The time per step is that of each shape of batches, weighted by how often an epoch has it. ``began`` is when the

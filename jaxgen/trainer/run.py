@@ -44,9 +44,10 @@ from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import NullRecorder, Recorder, make_recorder
 from jaxgen.trainer.teacher import check_teacher, open_teacher
 from jaxgen.trainer.trackers import make_trackers
-from jaxgen.trainer.trainer import Trainer
+from jaxgen.trainer.trainer import RunTrainer
 from jaxgen.training.data_parallel import data_parallel_size
 from jaxgen.training.step import TrainState, create_state
+from jaxgen.training.task import param_shapes
 from jaxgen.types import Params
 
 
@@ -173,7 +174,7 @@ def start(
     *,
     horizon: int | None = None,
     prepared: Prepared | None = None,
-) -> Trainer:
+) -> RunTrainer:
     """A new run in a new folder.
 
     Args:
@@ -207,7 +208,7 @@ def start(
             if group.is_main:
                 make_run = stack.enter_context(RunDirectory.new(config.run, config.task.replace(":", "-")))
         if config.model != "rnn":
-            trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
+            trainer: RunTrainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
             return trainer
         return _start(config, emit, callbacks, group, make_run, began, source, horizon, prepared)
 
@@ -268,7 +269,7 @@ def _start(
     source: Source | None,
     horizon: int | None,
     prepared: Prepared | None,
-) -> Trainer:
+) -> RunTrainer:
     emit = emit if group.is_main else ignore
     with group.all_or_none() as facts:
         task, data, resolved, params = prepared or _prepare(config, emit, group.count, source)
@@ -285,7 +286,7 @@ def _start(
             recorder = make_recorder(run, data, resolved, emit, callbacks)
             resolved["data_folders"] = [run.relative_to_here()]
             run.write_json("tokenizer.json", data.codec.to_json())
-    trainer = Trainer(config, data, task, run, resolved, recorder, group, deadline).init_state(params)
+    trainer = RunTrainer(config, data, task, run, resolved, recorder, group, deadline).init_state(params)
     with group.all_or_none():
         trainer.save(0)  # a run without any checkpoint has lost them, and must not silently start again
         if group.is_main:
@@ -306,7 +307,7 @@ def _measured_steps(
     return group.broadcast_json(steps), began + (config.minutes or 0.0) * 60 - costs.final
 
 
-def trial(config: TrainConfig, emit: Emit | None = None) -> Trainer:
+def trial(config: TrainConfig, emit: Emit | None = None) -> RunTrainer:
     """A trainer without a run, to try out settings: it has no folder, and records nothing.
 
     Raises ``UsageError``, ``DataError`` and ``CheckpointError`` as ``start`` does.
@@ -326,11 +327,11 @@ def _trial(
     resolved: dict[str, Any],
     group: ProcessGroup,
     params: Params | None = None,
-) -> Trainer:
+) -> RunTrainer:
     """A trainer that records nothing. ``time_call`` and ``try_step`` take as many steps as they are called for."""
     one_step = {**resolved, "steps": 1, "horizon": 1}
     run = RunDirectory(os.devnull)
-    return Trainer(config, data, task, run, one_step, NullRecorder(), group).init_state(params)
+    return RunTrainer(config, data, task, run, one_step, NullRecorder(), group).init_state(params)
 
 
 def _must_agree(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -> dict[str, str]:
@@ -442,7 +443,7 @@ def resume(
     data_changed: str = "refuse",
     callbacks: Sequence[Callback] | None = None,
     group: ProcessGroup | None = None,
-) -> Trainer:
+) -> RunTrainer:
     """Continue the run at ``path``; on one kind of device, bit for bit as if it had not been stopped.
 
     Args:
@@ -477,7 +478,7 @@ def resume(
             facts |= _must_agree(config, data, saved.resolved)
             _check_several(config, group)
         if config.model != "rnn":
-            trainer: Trainer = baseline(config.task, config.model).resume(saved, config, data, emit, callbacks)
+            trainer: RunTrainer = baseline(config.task, config.model).resume(saved, config, data, emit, callbacks)
             return trainer
         return _resume(saved, config, data, emit, callbacks, group)
 
@@ -534,13 +535,13 @@ def _resume(
     emit: Emit,
     callbacks: Sequence[Callback],
     group: ProcessGroup,
-) -> Trainer:
+) -> RunTrainer:
     run, resolved = saved.directory, {**saved.resolved, "steps": extend_steps(saved, config, data)}
     if resolved["steps"] > resolved["horizon"] and config.schedule != "constant":
         end = f"The learning rate has reached its end at step {resolved['horizon']:,} and stays there."
         emit(Note(f"{end} For a new schedule, start another run with --init-from {run}."))
     recorder = make_recorder(run, data, resolved, emit, callbacks) if group.is_main else NullRecorder()
-    trainer = Trainer(config, data, saved.task, run, resolved, recorder, group)
+    trainer = RunTrainer(config, data, saved.task, run, resolved, recorder, group)
     like = jax.eval_shape(
         partial(create_state, trainer.learner, trainer.optimizer, rows=config.batch_size), trainer.key
     )
@@ -587,7 +588,7 @@ def _load(config: TrainConfig, codec: Codec | None, emit: Emit) -> TaskData:
 def _shapes(task: Any, config: TrainConfig) -> Params:
     """The shapes of the parameters; ``UsageError`` for an option of the cell that it cannot use."""
     try:
-        return jax.eval_shape(task.init, jax.random.key(0))
+        return param_shapes(task)
     except (TypeError, ValueError) as error:
         if isinstance(error, UsageError) or not config.cell_options or used_plugins(config):
             raise

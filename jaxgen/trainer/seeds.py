@@ -1,8 +1,9 @@
 """Trains the same settings with several seeds, in one compiled call where possible; each seed is an ordinary run.
 
 Under ``jax.vmap`` the runs take their steps together. Whatever else a run does (evaluation, checkpoints, early
-stopping, rollbacks) its own ``Trainer`` does between two calls. The seeds that are furthest behind take the next steps;
-what the call computes for the others is dropped. So a run may stop earlier, roll back, or resume at another step.
+stopping, rollbacks) its own ``RunTrainer`` does between two calls. The seeds that are furthest behind take the next
+steps; what the call computes for the others is dropped. So a run may stop earlier, roll back, or resume at another
+step.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from jaxgen.trainer.input_pipeline import InputPipeline
 from jaxgen.trainer.process_group import ProcessGroup, StopFlag
 from jaxgen.trainer.run import BYTES_PER_PARAMETER, Prepared, choose_devices, device_memory, prepare, resume, start
 from jaxgen.trainer.signals import StopSignals
-from jaxgen.trainer.trainer import Trainer, steps_per_call
+from jaxgen.trainer.trainer import RunTrainer, steps_per_call
 from jaxgen.training.data_parallel import make_mesh, replicate, shard_batch
 from jaxgen.training.step import StepMetrics
 from jaxgen.training.windows import Windows
@@ -170,7 +171,7 @@ def _train(
     """Start or resume each run, and train them all."""
     events = SeedEvents(emit, folder, record)
 
-    def trainer(place: int) -> Trainer:
+    def trainer(place: int) -> RunTrainer:
         seed = record.seeds[place]
         run = record.folder_of(folder, seed)
         update = {"seed": seed, "run": str(run), **({"devices": 1} if record.vmapped else {})}
@@ -218,7 +219,7 @@ def _train(
     return finished
 
 
-def _unlock(trainer: Trainer) -> None:
+def _unlock(trainer: RunTrainer) -> None:
     """Let go of a run that was opened and is not trained."""
     RunLock.take(trainer.run.path).release()
 
@@ -281,7 +282,7 @@ class SeedTrainer:
         events: shows the runs together.
     """
 
-    def __init__(self, trainers: Sequence[Trainer], devices: int, events: SeedEvents) -> None:
+    def __init__(self, trainers: Sequence[RunTrainer], devices: int, events: SeedEvents) -> None:
         first, number = trainers[0], len(trainers)
         self.trainers, self.events = trainers, events
         #: The runs that diverged, by their place.

@@ -16,7 +16,7 @@ from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.trainer.run import trial
-from jaxgen.trainer.trainer import Trainer
+from jaxgen.trainer.trainer import RunTrainer
 from jaxgen.training.products import count_products
 from jaxgen.training.step import train_steps
 
@@ -76,12 +76,12 @@ def measure_speed(saved: LoadedRun, seconds: float = 3.0) -> Speed:
     return Speed(measure_ceiling(trainer.devices, seconds / 3), trainer.devices, parameters, **found)
 
 
-def usual_step(trainer: Trainer) -> int:
+def usual_step(trainer: RunTrainer) -> int:
     """A step whose batch has the commonest shape."""
     return max(trainer.batches.shapes(), key=lambda shape: shape[1])[0]
 
 
-def products_of_step(trainer: Trainer) -> int:
+def products_of_step(trainer: RunTrainer) -> int:
     """FLOP of the products of one training step of the commonest shape, on all devices together."""
     batches = trainer.inputs.on_host(usual_step(trainer), 1)
     accumulate = trainer.config.accumulate

@@ -29,9 +29,9 @@ from jaxgen.trainer.evaluate import (
     TrainingInference,
     build_optimizer,
     build_rates,
-    build_schedule,
     count_averages,
     evaluate,
+    jit_schedule,
 )
 from jaxgen.trainer.input_pipeline import InputPipeline
 from jaxgen.trainer.process_group import ProcessGroup, StopFlag
@@ -65,7 +65,7 @@ def steps_per_call(parameters: int, tokens: int) -> int:
     return int(min(max(FLOPS_PER_CALL / (6 * parameters * tokens), 1), MAX_STEPS_PER_CALL))
 
 
-class Trainer:
+class RunTrainer:
     """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train`` or loop over it.
 
     Example:
@@ -99,6 +99,7 @@ class Trainer:
         #: When ``train`` begins its report although steps are left, on the clock ``time.perf_counter``.
         self.deadline = deadline if group.is_single else math.inf  # several processes must stop at the same step
         self.key = make_key(config.seed)
+        self._schedule = jit_schedule(config)
         self.plugin_flags = plugin_flags(resolved.get("plugins", []))  # of commands that are shown
         self.total_steps: int = resolved["steps"]
         self.devices: int = resolved["devices"]
@@ -117,23 +118,23 @@ class Trainer:
 
     # --- state
 
-    def init_state(self, params: Params | None = None) -> Trainer:
+    def init_state(self, params: Params | None = None) -> RunTrainer:
         """Set the state of step 0: new weights, or the given ``params`` with a new optimizer state."""
         state = jitted.jit_init_state(self.learner, self.optimizer, self.config.batch_size)(self.key)
         if params is not None:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
         return self.set_state(self.group.broadcast_tree(state))
 
-    def set_state(self, state: TrainState) -> Trainer:
+    def set_state(self, state: TrainState) -> RunTrainer:
         """Set the state from which ``train`` continues, as checkpoints have it, on whatever devices its arrays are."""
         state = self._exchanged(state)
         self.state = state if self.devices == 1 else shard_state(make_global_mesh(self.devices), state)
         return self
 
     def __repr__(self) -> str:
-        return f"<jaxgen.Trainer {str(self.run)!r}: {self.config.task}, {counted(self.total_steps, 'step')}>"
+        return f"<jaxgen.RunTrainer {str(self.run)!r}: {self.config.task}, {counted(self.total_steps, 'step')}>"
 
-    def set_progress(self, progress: ProgressState) -> Trainer:
+    def set_progress(self, progress: ProgressState) -> RunTrainer:
         """Set the progress, and the learning rate and the average of the weights that follow from it."""
         self.progress = progress
         self.progress.average |= self._only_average
@@ -173,7 +174,7 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """The learning rate of the last step before ``step``."""
         last = max(step - 1, 0)
-        return float(build_schedule(self.config)(last, self._rates_of(last)))
+        return float(self._schedule(last, self._rates_of(last)))
 
     def gathered_state(self) -> TrainState:
         """The state with all rows on this host."""

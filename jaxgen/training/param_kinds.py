@@ -13,7 +13,7 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from jaxtyping import PyTree
 
 from jaxgen.cells.base import Cell
-from jaxgen.training.task import Task
+from jaxgen.training.task import Task, param_shapes
 from jaxgen.types import Array, Params
 
 Role = Literal["matrix", "embedding", "output", "other"]
@@ -40,7 +40,7 @@ def param_kinds(task: Task) -> Kinds:
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        params = jax.eval_shape(lambda key: task.init(key), jax.random.key(0))
+        params = param_shapes(task)
 
     def kind_of(path: tuple[str, ...], leaf: Array) -> Kind:
         role = role_by_name(path, leaf)

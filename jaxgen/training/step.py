@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, PyTree
 from jaxgen.cells.noise import is_recurrent
 from jaxgen.training.collectives import sum_over_devices
 from jaxgen.training.schedules import Rates
-from jaxgen.training.task import Task, Totals
+from jaxgen.training.task import Totals, Trainable
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
 from jaxgen.types import Array, Carry, Key, Objective, Params, RowKeys
 
@@ -39,7 +39,7 @@ class TrainState(NamedTuple):
         return f"<jaxgen.TrainState: {f'step {self.step}, ' if known else ''}{parameters:,} parameters>"
 
 
-def create_state(task: Task, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:
+def create_state(task: Trainable, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:
     """The initial state of ``task`` for batches of ``rows`` rows.
 
     Example:
@@ -95,7 +95,7 @@ def drop_weights(params: Params, rate: float, key: Key) -> Params:
 
 
 def train_step(
-    task: Task,
+    task: Trainable,
     optimizer: optax.GradientTransformation,
     key: Key,
     state: TrainState,
@@ -149,7 +149,7 @@ class Sums(NamedTuple):
 
 
 def sum_gradients(
-    task: Task,
+    task: Trainable,
     key: Key,
     step: Int[Array, ""],
     params: Params,
@@ -226,7 +226,7 @@ def _in_turn(
 
 
 def train_steps(
-    task: Task,
+    task: Trainable,
     optimizer: optax.GradientTransformation,
     key: Key,
     state: TrainState,
@@ -278,7 +278,9 @@ def train_steps(
     return lax.fori_loop(0, count, body, (state, empty))
 
 
-def eval_step(task: Task, params: Params, carry: Carry, batch: PyTree, axis: str | None = None) -> tuple[Carry, Totals]:
+def eval_step(
+    task: Trainable, params: Params, carry: Carry, batch: PyTree, axis: str | None = None
+) -> tuple[Carry, Totals]:
     """The carry after an evaluation batch and its totals. ``axis`` as in ``train_step``."""
     carry, totals = task.evaluate(params, carry, batch)
     return carry, totals if axis is None else sum_over_devices(totals, axis)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import jax
 from jaxtyping import Bool, Float, Int, PyTree
 
 from jaxgen.types import Array, ArrayLike, Carry, Key, Params, RowKeys
@@ -29,19 +30,16 @@ class Totals(Protocol):
 
 
 @runtime_checkable
-class Task(Protocol):
-    """A model with its loss, as pure functions. Tasks are hashable, so they can be static arguments of ``jax.jit``.
+class Trainable(Protocol):
+    """A model with its loss, as pure functions: what the training step needs.
 
-    A task may have ``weight_dropout``, the rate at which the training step drops weights of recurrent matrices.
+    It is hashable, so it can be a static argument of ``jax.jit``. It may have ``weight_dropout``, the rate at which the
+    training step drops weights of recurrent matrices.
     """
 
     @property
     def is_random(self) -> bool:
         """Whether training draws random numbers, and so needs ``row_keys``."""
-        ...
-
-    def resolved_options(self) -> dict[str, str]:
-        """Options of the task's ``build`` that a rule resolved on this device; a run records them."""
         ...
 
     def init(self, key: Key) -> Params:
@@ -67,6 +65,15 @@ class Task(Protocol):
 
     def evaluate(self, params: Params, carry: Carry, batch: PyTree) -> tuple[Carry, Totals]:
         """The totals of an evaluation batch, and the carry after it."""
+        ...
+
+
+@runtime_checkable
+class Task(Trainable, Protocol):
+    """What a run trains."""
+
+    def resolved_options(self) -> dict[str, str]:
+        """Options of the task's ``build`` that a rule resolved on this device; a run records them."""
         ...
 
     def prepare(self, params: Params) -> PyTree:
@@ -139,3 +146,9 @@ class PredictingTask(Task, Protocol):
     def predict(self, weights: PyTree, inputs: PyTree) -> PyTree:
         """Values, with a row for each input."""
         ...
+
+
+def param_shapes(task: Trainable) -> Params:
+    """The shapes and types of the parameters of ``task``. Nothing is computed."""
+    shapes: Params = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    return shapes

@@ -66,9 +66,17 @@ def assert_as_the_plain_scan(kind, **options):
 
 
 LATER = [name for name in CELLS if "kernel" in forms_of(CELLS[name](features=H)) and name != "lstm"]
+#: Another product, complex numbers, and a state of three arrays; `pytest -m slow` has the others.
+TOLD_APART = {"gru", "lru", "slstm"}
 
 
-@pytest.mark.parametrize("name", ["lstm", *(pytest.param(name, marks=pytest.mark.runs) for name in LATER)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lstm",
+        *(pytest.param(name, marks=pytest.mark.runs if name in TOLD_APART else pytest.mark.slow) for name in LATER),
+    ],
+)
 def test_a_simulated_tpu_computes_what_the_plain_scan_does(name, monkeypatch):
     """Its memory begins as NaN, and reading outside of an array is an error."""
     monkeypatch.setattr(kernel, "INTERPRETER", pltpu.InterpretParams())

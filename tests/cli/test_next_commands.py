@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxgen.cli.flags import RunConfig, read_flags, setting_flags
+from jaxgen.cli.train import main as train_main
 from jaxgen.tasks.base import echo_command, shell_command
 from jaxgen.tasks.language.conditioning import Conditioning
 
@@ -42,16 +43,21 @@ def data(here: Path) -> Path:
 @pytest.mark.parametrize(
     ("command", "flags", "part"),
     [
-        ([ROOT / "train.py"], ["--data", "my book.txt", "--seq-len", "8"], "sample.py --run"),
         pytest.param(
-            ["-m", "jaxgen", "train"],
+            [ROOT / "train.py"],
+            ["--data", "my book.txt", "--seq-len", "8"],
+            "sample.py --run",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [ROOT / "jaxgen/__main__.py", "train"],
             ["--data", "my book.txt", "--level", "word", "--seq-len", "8"],
             "jaxgen sample --run",
             marks=pytest.mark.slow,
         ),
         (
-            [ROOT / "train.py", "--plugin", "my cells/mycells.py"],
-            ["--data", "my book.txt", "--cell", "mycells:Mine", "--seq-len", "8"],
+            [ROOT / "train.py"],
+            ["--plugin", "my cells/mycells.py", "--data", "my book.txt", "--cell", "mycells:Mine", "--seq-len", "8"],
             "--plugin 'my cells/mycells.py'",
         ),
         (
@@ -60,13 +66,13 @@ def data(here: Path) -> Path:
             "jaxgen predict --run",
         ),
         pytest.param(
-            ["-m", "jaxgen", "train"],
+            [ROOT / "jaxgen/__main__.py", "train"],
             ["translate", "--data", "pairs.tsv", "--source-column", "source", "--target-column", "target"],
             "jaxgen predict --run",
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            ["-m", "jaxgen", "train"],
+            [ROOT / "jaxgen/__main__.py", "train"],
             ["caption", "--data", "my photos", "--image-size", "8", "--patch", "2", "--widths", "16", "--blocks", "0"],
             "my photos/",
             marks=pytest.mark.slow,
@@ -74,14 +80,20 @@ def data(here: Path) -> Path:
     ],
     ids=["script", "module", "cell", "classify", "translate", "caption"],
 )
-def test_the_next_command_runs_as_printed(data, quick_environment, command, flags, part):
+def test_the_next_command_runs_as_printed(
+    data, quick_environment, command, flags, part, monkeypatch, capsys, without_plugins
+):
     sizes = SIZES.replace("--cell elman ", "") if "--cell" in flags else SIZES
-    env = quick_environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
-    train = [sys.executable, *map(str, command), *flags, *sizes.split(), "--run", "my run"]
-    done = subprocess.run(train, cwd=data, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    shown = done.stdout.splitlines()[-1].removeprefix("Next: ")
+    more = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
+    for name, value in more.items():
+        monkeypatch.setenv(name, value)
+    # This process trains: it says what to type next from the words that it was started with.
+    started = [*map(str, command), *flags, *sizes.split(), "--run", "my run"]
+    monkeypatch.setattr(sys, "argv", started)
+    assert train_main(started[len(command) :]) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out.splitlines()[-1].removeprefix("Next: ")
     assert part in shown
+    env = quick_environment | more
     tried = subprocess.run(["sh", "-c", shown], cwd=data, env=env, capture_output=True, text=True)
     assert tried.returncode == 0, (shown, tried.stderr)
     assert tried.stdout

@@ -17,6 +17,7 @@ from jaxgen.cli.info import main as info
 from jaxgen.cli.runs import main as runs
 from jaxgen.runs.directory import MARKER, START
 from jaxgen.runs.lock import RunLock
+from jaxgen.trainer.speed import measure_speed
 
 
 @pytest.fixture
@@ -167,7 +168,15 @@ def test_flags_that_only_make_sense_for_pruning_are_refused_without_it(flags, se
 
 
 @pytest.mark.runs
-def test_a_run_is_timed_beside_large_products(run, command):
+def test_a_run_is_timed_beside_large_products(run, command, monkeypatch):
+    measured = []
+
+    def measure_once(*given):
+        if not measured:
+            measured.append(measure_speed(*given))
+        return measured[0]
+
+    monkeypatch.setattr("jaxgen.trainer.speed.measure_speed", measure_once)
     done = command(bench, [run, "--json", "--seconds", "0.1"])
     assert done.code == 0, done.err
     speed = json.loads(done.out)

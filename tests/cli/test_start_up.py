@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,24 +45,55 @@ def test_the_scripts_load_what_lies_beside_the_main_path_only_for_a_flag(quick_e
     assert loaded(quick_environment, "train.py", *counted) == {"baselines"}
 
 
-@pytest.mark.runs
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_does_not_load_jax_before_it_is_configured(command):
-    """Otherwise it could not keep compiled functions, and every start would compile again."""
-    code = f"import sys, jaxgen.cli.{MODULES.get(command, command)}; print('jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "False\n", done.stderr
+#: Runs pieces of code, each in a fork of a process that has loaded what the commands share; prints their exit codes, of
+#: which 3 is that of a piece that loaded JAX.
+IN_FORKS = """
+import json, os, sys
+import jaxgen.cli.common, jaxgen.cli.flags
+assert "jax" not in sys.modules
+codes = []
+for code in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        stopped = None
+        try:
+            exec(code)
+        except SystemExit as stop:
+            stopped = stop.code
+        sys.stdout.flush()
+        os._exit(stopped or (3 if "jax" in sys.modules else 0))
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(codes)
+"""
 
 
-@pytest.mark.runs
-@pytest.mark.parametrize("start", ["train.py", "sample.py", *(f"-m jaxgen {name}" for name in COMMANDS), "-m jaxgen"])
-def test_every_command_tells_its_version_without_loading_jax(start):
-    code = "import runpy, sys; sys.argv = sys.argv[1:]; module = sys.argv[0] == '-m'; sys.argv = sys.argv[module:]\n"
-    code += "try: (runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name='__main__')\n"
-    code += "except SystemExit as stop: sys.exit(stop.code or (3 if 'jax' in sys.modules else 0))"
-    command = [sys.executable, "-c", code, *start.split(), "--version"]
+def in_forks(codes: list[str]) -> list[str]:
+    """Run pieces of code; returns the lines that they wrote, and the list of their exit codes as the last one."""
+    command = [sys.executable, "-c", IN_FORKS, json.dumps(codes)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"jaxgen {__version__}\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+@pytest.mark.runs
+def test_no_command_loads_jax_before_it_is_configured():
+    """Otherwise it could not keep compiled functions, and every start would compile again."""
+    names = [MODULES.get(command, command) for command in COMMANDS]
+    (codes,) = in_forks([f"import jaxgen.cli.{name}" for name in names])
+    assert dict(zip(names, json.loads(codes), strict=True)) == dict.fromkeys(names, 0)
+
+
+@pytest.mark.runs
+def test_every_command_tells_its_version_without_loading_jax():
+    starts = ["train.py", "sample.py", *(f"-m jaxgen {name}" for name in COMMANDS), "-m jaxgen"]
+    pieces = []
+    for start in starts:
+        how, words = ("module", start.split()[1:]) if start.startswith("-m") else ("path", start.split())
+        run = f"runpy.run_{how}(sys.argv[0], run_name='__main__')"
+        pieces.append(f"import runpy, sys; sys.argv = {[*words, '--version']}; {run}")
+    *versions, codes = in_forks(pieces)
+    assert dict(zip(starts, json.loads(codes), strict=True)) == dict.fromkeys(starts, 0)
+    assert versions == [f"jaxgen {__version__}"] * len(starts)
 
 
 def test_the_package_is_marked_as_typed():

@@ -92,6 +92,6 @@ def test_there_are_no_equations_without_a_cell():
     assert set(EQUATIONS) <= set(CELLS)
 
 
-@pytest.mark.runs
+@pytest.mark.slow  # the worked cells of docs/extending.md are checked so, too
 def test_all_checks_of_a_cell_are_one_call():
     check_cell(CELLS["elman"], EQUATIONS["elman"], strict=True)

@@ -31,7 +31,7 @@ from jaxgen.errors import CheckpointError
 # more
 trainer.MAX_STEPS_PER_CALL = 3
 what, step = os.environ.get("MEETS", "nothing:0").split(":")
-read, met = trainer.Trainer.read_metrics, []
+read, met = trainer.RunTrainer.read_metrics, []
 
 def reading(self, stop, log, number, at, clock):
     clock = read(self, stop, log, number, at, clock)
@@ -54,7 +54,7 @@ def late(method):
     return called
 
 if step.isdigit():
-    trainer.Trainer.read_metrics = reading
+    trainer.RunTrainer.read_metrics = reading
 elif what != "nothing":  # Class.method, before which it happens
     kind, name = step.split(".")
     kind = next(getattr(module, kind) for module in (trainer, recorder, callbacks) if hasattr(module, kind))

@@ -215,7 +215,7 @@ def test_a_signal_to_all_processes_of_a_job_stops_them_once(jobs, number, who):
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_before_the_first_step_stops_all_behind_it(jobs, asked):
-    ended = train(jobs, 2, "run", meets=(asked, "launcher", signal.SIGTERM, "Trainer.init_state"))
+    ended = train(jobs, 2, "run", meets=(asked, "launcher", signal.SIGTERM, "RunTrainer.init_state"))
     assert [each.code for each in ended] == [ended_by(signal.SIGTERM)] * 2, ended
     assert 0 < CheckpointStore(jobs.folder / "run" / "checkpoints").latest() < 8
 
@@ -227,9 +227,9 @@ def test_a_signal_before_the_first_step_stops_all_behind_it(jobs, asked):
         (0, "LogWriter.on_evaluation"),
         (0, "LogWriter.on_sample"),
         (0, "Recorder.save"),
-        (0, "Trainer._conclude"),
-        (1, "Trainer._evaluate"),
-        (1, "Trainer.finish"),
+        (0, "RunTrainer._conclude"),
+        (1, "RunTrainer._evaluate"),
+        (1, "RunTrainer.finish"),
     ],
 )
 def test_a_process_that_is_killed_between_calls_ends_the_others_with_a_sentence(jobs, lost, where):

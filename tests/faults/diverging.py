@@ -67,7 +67,7 @@ def figure(name: str, value: float) -> Spoil:
 
 def spoiled(spoil: Spoil, step: int, times: int) -> Any:
     """While entered, calls that end at ``step`` or beyond are spoiled until the run went back ``times`` times."""
-    set_progress = trainer.Trainer.set_progress
+    set_progress = trainer.RunTrainer.set_progress
 
     def spoiling_progress(self: Any, progress: Any) -> Any:
         set_progress(self, progress)
@@ -80,7 +80,7 @@ def spoiled(spoil: Spoil, step: int, times: int) -> Any:
         self._train_steps = spoiling
         return self
 
-    return mock.patch.multiple(trainer.Trainer, set_progress=spoiling_progress)
+    return mock.patch.multiple(trainer.RunTrainer, set_progress=spoiling_progress)
 
 
 def spoils(draw: np.random.Generator) -> tuple[Spoil, str]:

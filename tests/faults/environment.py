@@ -19,6 +19,7 @@ import numpy as np
 from jaxgen.runs.checkpoints import CheckpointStore
 
 from .fault import Fault, Unavailable
+from .kills import older_code
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLAGS = (
@@ -59,6 +60,7 @@ sys.exit(main())
 def surroundings(**changes: str | None) -> dict[str, str]:
     """An ordinary environment with ``changes``, None for a variable that is not set; all compile alike and quickly."""
     ours = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    ours["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {older_code()}".strip()
     found: dict[str, str | None] = {k: v for k, v in os.environ.items() if k not in INHERITED}
     return {name: value for name, value in (found | ours | changes).items() if value is not None}
 

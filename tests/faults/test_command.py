@@ -72,7 +72,7 @@ def test_some_are_chosen_by_name_and_made_another_number_of_times(capsys):
 def test_several_at_a_time_make_the_same_table(capfd):
     faults = [fault(survives), fault(fails), fault(cannot), fault(breaks)]
     tables = []
-    for jobs in ("1", "3"):
+    for jobs in ("1", "2"):
         assert command.main(["--jobs", jobs], faults) == 1
         tables.append(capfd.readouterr().out)
     assert tables[0] == tables[1]
@@ -121,7 +121,7 @@ def test_a_page_without_the_markers_is_refused(tmp_path, capsys):
         command.main([*ONE, "--write", str(tmp_path / "page.md")], [fault(cannot)])
 
 
-@pytest.mark.parametrize("optimize", ["0", "2"])
+@pytest.mark.parametrize("optimize", ["0", pytest.param("2", marks=pytest.mark.slow)])  # 2 compiles all of JAX's source
 def test_it_starts_as_the_documents_say(quick_environment, optimize):
     command = [sys.executable, "-m", "tests.faults", "--help"]
     env = quick_environment | {"PYTHONOPTIMIZE": optimize}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared_fixtures import forget
 
 GOLDEN = Path(__file__).with_name("runs.json")
 SIZES = ["--hidden", "12", "--batch-size", "4", "--steps", "12", "--eval-every", "6", "--lr", "0.02", "--seed", "3"]
@@ -113,12 +114,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_gives_the_recorded_metrics_and_text(name: str, folder: Path):
+def check_as_recorded(name: str) -> None:
     golden = json.loads(GOLDEN.read_text())[name]
     now = made(name)
     assert now["text"] == golden["text"]
     assert now["rows"] == [near(row) for row in golden["rows"]]
+
+
+#: The default, with all of XLA's optimisations, as for users. They take most of the time of these tests.
+DEFAULT = "char"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == DEFAULT else pytest.mark.slow) for name in RUNS]
+)
+def test_a_run_gives_the_recorded_metrics_and_text(name: str, folder: Path):
+    check_as_recorded(name)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != DEFAULT])
+def test_a_run_that_is_compiled_quickly_gives_the_same_metrics_and_text(name: str, folder: Path, quick):
+    forget()
+    with quick():
+        check_as_recorded(name)
+    forget()
 
 
 if __name__ == "__main__":

@@ -137,7 +137,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", [None, *(pytest.param(kind, marks=pytest.mark.runs) for kind in KINDS)])
+#: The one with attention has residual blocks too.
+LATER = {"residual blocks"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [None, *(pytest.param(kind, marks=pytest.mark.slow if kind in LATER else pytest.mark.runs) for kind in KINDS)],
+)
 def test_the_rate_0_is_plain_scoring(sampler, kind):
     sampler, text = sampler if kind is None else sampler_of(**KINDS[kind]), "ab cd ba ab\n" * 12
     plain = Scorer(sampler).per_token(text, prompt="ab")

@@ -71,9 +71,9 @@ def test_an_answer_does_not_depend_on_its_place_nor_on_its_neighbours(classifier
 
 def test_probabilities_are_those_of_the_model_without_padding(classifier, many):
     given, answers = many
-    for text, answer in list(zip(given, answers))[:8]:
+    for text, answer in list(zip(given, answers))[:4]:  # each length is compiled
         ids = classifier.codec.encode(text)
-        inputs = classifier.codec.pack([classifier.codec.encode(text)], (max(1, ids.size),), 1)
+        inputs = classifier.codec.pack([ids], (max(1, ids.size),), 1)
         expected = np.asarray(classifier.task.predict(classifier._params, inputs))[0]
         np.testing.assert_allclose([answer["probabilities"][label] for label in LABELS], expected, atol=2e-6)
 

@@ -115,10 +115,16 @@ def test_units_that_tell_a_feature_are_found(server, tiny):
         assert server.post("/v1/inspect", text=text, **wrong).status_code == 400
 
 
+#: States that differ: a window of steps, a matrix, complex numbers, two arrays, and a block with a state of its own.
+#: `pytest -m slow` has the others.
+TOLD_APART = [("attention", "plain"), ("gla", "plain"), ("lru", "plain"), ("lstm", "plain"), ("lstm", "griffin")]
+EVERY = [*((cell, "plain") for cell in CELLS), *(("lstm", block) for block in BLOCKS if block != "plain")]
+
+
 @pytest.mark.runs
 @pytest.mark.parametrize(
     ("cell", "block"),
-    [*((cell, "plain") for cell in CELLS), *(("lstm", block) for block in BLOCKS)],
+    [*TOLD_APART, *(pytest.param(*each, marks=pytest.mark.slow) for each in EVERY if each not in TOLD_APART)],
 )
 def test_every_cell_and_block_is_shown_and_a_unit_of_it_is_held(server, monkeypatch, cell, block):
     """What the state is called comes from the cell."""

@@ -136,7 +136,7 @@ class CornersTask(CaptionTask):
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("attention", ["none", "general"])
+@pytest.mark.parametrize("attention", [pytest.param("none", marks=pytest.mark.slow), "general"])
 def test_an_encoder_of_one_s_own_trains_in_place_of_ours(attention):
     task = CornersTask.build(
         vocab_size=VOCAB, shape=(SIDE, SIDE, 3), cell="gru", cell_options={}, hidden=H, attention=attention

@@ -151,7 +151,7 @@ def test_looking_gives_weights_of_the_places_that_are_there_to_every_step(case):
     np.testing.assert_allclose(places.sum(-1), 1, atol=1e-6)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[pytest.param("none", marks=pytest.mark.slow), *NAMES[1:]])
 def trained(request):
     """A task that knows the eight pairs by heart, with its parameters."""
     task = build(cell="gru", attention=request.param, bidirectional=request.param == "general")

@@ -12,7 +12,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.seeds import train_seeds
-from jaxgen.trainer.trainer import Trainer
+from jaxgen.trainer.trainer import RunTrainer
 
 pytestmark = pytest.mark.runs
 
@@ -28,13 +28,13 @@ def equal(a, b):
 @pytest.fixture
 def average_is_better(monkeypatch):
     """Evaluations prefer the average."""
-    metrics = Trainer._metrics
+    metrics = RunTrainer._metrics
 
     def found(self, params, final):
         is_raw = not final and params is self.state.params
         return {**(real := metrics(self, params, final)), "val_loss": real["val_loss"] + 10 * is_raw}
 
-    monkeypatch.setattr(Trainer, "_metrics", found)
+    monkeypatch.setattr(RunTrainer, "_metrics", found)
 
 
 def test_a_checkpoint_has_the_average_if_that_is_better(book, tmp_path, average_is_better):
@@ -59,12 +59,12 @@ def test_before_its_begin_an_average_is_not_evaluated(book, tmp_path, average_is
 
 
 def test_nt_asgd_begins_in_a_run_where_evaluations_get_worse(book, tmp_path, monkeypatch):
-    metrics = Trainer._metrics
+    metrics = RunTrainer._metrics
 
     def worse_with_time(self, params, final):
         return {**metrics(self, params, final), "val_loss": float(self.state.step)}
 
-    monkeypatch.setattr(Trainer, "_metrics", worse_with_time)
+    monkeypatch.setattr(RunTrainer, "_metrics", worse_with_time)
     run = tmp_path / "run"
     trainer = start(settings(book, run, eval_every=1, average="nt-asgd", average_options={"patience": 2}))
     trainer.train()
@@ -94,14 +94,14 @@ def waves(params):
 @pytest.fixture
 def evaluated(monkeypatch):
     """The weights that were evaluated during training, whose validation loss is ``waves``."""
-    metrics, seen = Trainer._metrics, []
+    metrics, seen = RunTrainer._metrics, []
 
     def found(self, params, final):
         if not final:
             seen.append(jax.device_get(params))
         return {**metrics(self, params, final), "val_loss": waves(params)}
 
-    monkeypatch.setattr(Trainer, "_metrics", found)
+    monkeypatch.setattr(RunTrainer, "_metrics", found)
     return seen
 
 
@@ -132,7 +132,13 @@ def test_two_tailed_averaging_is_that_of_the_paper(book, tmp_path, evaluated):
     assert [row["val_loss"] for row in rows] == [min(row["val_loss_average"], row["val_loss_raw"]) for row in rows]
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2"))])
+@pytest.mark.parametrize(
+    "devices",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2")),
+    ],
+)
 def test_two_tails_are_the_same_when_a_run_is_stopped_and_resumed(devices, book, tmp_path, evaluated):
     more = {**NOISY, "eval_every": 4, "average": "two-tailed", "batch_size": 16, "devices": devices}
     whole = start(settings(book, tmp_path / "whole", **more))

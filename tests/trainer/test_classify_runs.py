@@ -123,7 +123,7 @@ def test_a_trained_run_tells_kinds_apart(table, tmp_path):
     assert [answer["label"] for answer in Predictor.load(tmp_path / "run").predict(given)] == ["sea", "land", "sky"]
 
 
-@pytest.mark.parametrize("buckets", [1, 2])
+@pytest.mark.parametrize("buckets", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_no_more_shapes_are_compiled_than_there_are_buckets(buckets, table, tmp_path):
     few = {"buckets": buckets, "hidden": 10 + buckets, "steps": 20, "eval_every": 10, "sample_every": 0}
     run = start(settings(table, tmp_path / "run", level="char", lowercase=True, **few))

@@ -133,7 +133,7 @@ def test_a_run_stopped_again_and_again_equals_one_that_was_not(layout, whole, bo
 def test_a_signal_during_the_final_evaluation_says_that_training_is_saved(number, whole, book, tmp_path, monkeypatch):
     run, layout = tmp_path / "run", "stream"
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_report", lambda *_: signal.raise_signal(number))
+        patch.setattr(trainer.RunTrainer, "_report", lambda *_: signal.raise_signal(number))
         with pytest.raises(Interrupted, match="final evaluation") as stopped:
             start(settings(book, run, **LAYOUTS[layout])).train()
     assert stopped.value.exit_code == 128 + number
@@ -212,9 +212,9 @@ def test_a_run_that_crashed_anywhere_equals_one_that_did_not(crash, whole, book,
             raise RuntimeError("crash")
         former(self, step, *more, **options)
 
-    former = trainer.Trainer.save
+    former = trainer.RunTrainer.save
     if "unsaved" in str(crash):
-        monkeypatch.setattr(trainer.Trainer, "save", save)
+        monkeypatch.setattr(trainer.RunTrainer, "save", save)
     with pytest.raises(RuntimeError, match="crash"):
         start(settings(book, run, **LAYOUTS["stream"]), emit).train()
     monkeypatch.undo()

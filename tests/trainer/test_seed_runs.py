@@ -125,14 +125,14 @@ def test_resumed_runs_are_those_that_nothing_stopped(ahead, whole, book, tmp_pat
 
 @pytest.mark.runs
 def test_a_seed_that_stops_early_or_diverges_leaves_the_others_alone(whole, book, tmp_path, monkeypatch):
-    read = module.Trainer.read_metrics
+    read = module.RunTrainer.read_metrics
 
     def broken(self, stop, log, number, step, clock):
         if self.config.seed == 7 and step > 10:
             log = log._replace(loss=np.full_like(log.loss, np.nan))
         return read(self, stop, log, number, step, clock)
 
-    monkeypatch.setattr(module.Trainer, "read_metrics", broken)
+    monkeypatch.setattr(module.RunTrainer, "read_metrics", broken)
     with pytest.raises(DivergedError, match="seed 7"):
         train_seeds(settings(book, tmp_path / "one"), SEEDS)
     assert (arrays(tmp_path / "one" / "seed-0"), rows(tmp_path / "one" / "seed-0")) == traces(whole)[0][0]
@@ -143,7 +143,15 @@ def test_a_seed_that_stops_early_or_diverges_leaves_the_others_alone(whole, book
 def test_batches_of_several_widths_are_trained_one_after_the_other(tmp_path):
     texts = tmp_path / "texts.csv"
     texts.write_text("text,label\n" + "".join(f"{'a b ' * (n % 30 + 1)},{'xy'[n % 2]}\n" for n in range(80)))
-    sizes = {"data": str(texts), "hidden": 4, "steps": 2, "batch_size": 4, "run": str(tmp_path / "run")}
+    sizes = {
+        "data": str(texts),
+        "hidden": 4,
+        "cell": "elman",
+        "buckets": 2,
+        "steps": 2,
+        "batch_size": 4,
+        "run": str(tmp_path / "run"),
+    }
     seen: list[Any] = []
     train_seeds(ClassifyConfig(text_column="text", label_column="label", **sizes), (0, 1), seen.append)
     assert any("--buckets" in event.text or "buckets" in event.text for event in seen if isinstance(event, Note))

@@ -16,7 +16,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA
 from jaxgen.trainer.run import resume, start
-from jaxgen.trainer.trainer import Trainer
+from jaxgen.trainer.trainer import RunTrainer
 from tests.edited import edit
 
 pytestmark = pytest.mark.skipif("jax.local_device_count() != 2", reason="counts on two devices")
@@ -73,13 +73,13 @@ def test_every_function_of_a_spread_run_is_compiled_once(book, tmp_path, caplog)
 
 
 def test_a_spread_run_reports_on_its_best_checkpoint(book, tmp_path, monkeypatch):
-    metrics = Trainer._metrics
+    metrics = RunTrainer._metrics
 
     def worse_with_time(self, params, final):
         found = metrics(self, params, final)
         return found if final else {**found, "val_loss": found["val_loss"] + float(self.state.step)}
 
-    monkeypatch.setattr(Trainer, "_metrics", worse_with_time)
+    monkeypatch.setattr(RunTrainer, "_metrics", worse_with_time)
     run = tmp_path / "run"
     finished = start(settings(book, run, **{**ROWS, "eval_every": 4})).train()
     assert (finished.best_step, finished.step) == (4, 12)

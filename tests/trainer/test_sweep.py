@@ -17,7 +17,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.trainer import sweep as module
 from jaxgen.trainer.signals import Interrupted
 from jaxgen.trainer.sweep import Round, Space, Sweep, draws, grid, rounds, suggest
-from jaxgen.trainer.trainer import Trainer
+from jaxgen.trainer.trainer import RunTrainer
 
 
 def test_a_grid_has_every_combination_once():
@@ -92,13 +92,13 @@ def rows(capsys) -> list[dict[str, Any]]:
 def taken(monkeypatch):
     """The steps that the trainers take, as (folder, first step, how many)."""
     steps: list[tuple[str, int, int]] = []
-    read = Trainer.read_metrics
+    read = RunTrainer.read_metrics
 
     def reading(self, stop, log, number, step, clock):
         steps.append((self.run.path.name, step - number, number))
         return read(self, stop, log, number, step, clock)
 
-    monkeypatch.setattr(Trainer, "read_metrics", reading)
+    monkeypatch.setattr(RunTrainer, "read_metrics", reading)
     return steps
 
 
@@ -134,7 +134,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_stopped(sizes, tmp_path, caps
     whole = rows(capsys)
     counted = [*taken]
     taken.clear()
-    train = Trainer.train
+    train = RunTrainer.train
 
     def stopped(self):
         if self.run.path.name == "trial-3":
@@ -145,7 +145,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_stopped(sizes, tmp_path, caps
 
     with monkeypatch.context() as patch:
         patch.setattr("jaxgen.trainer.trainer.MAX_STEPS_PER_CALL", 3)
-        patch.setattr(Trainer, "train", stopped)
+        patch.setattr(RunTrainer, "train", stopped)
         assert main([*command, "--run", str(folder)]) == 130
     assert f"jaxgen sweep --run {folder}" in capsys.readouterr().err
     assert main(["--run", str(folder), "--json"]) == 0

@@ -31,7 +31,7 @@ from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Sampled, Started
 from jaxgen.trainer.evaluate import EvalSchedule, build_optimizer
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.signals import StopSignals
-from jaxgen.trainer.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
+from jaxgen.trainer.trainer import MAX_STEPS_PER_CALL, RunTrainer, steps_per_call
 from jaxgen.training.optimizer import OPTIMIZERS
 
 settings = partial(language_config, lr=0.02, warmup=2, steps=7)
@@ -95,13 +95,13 @@ def test_a_run_of_no_steps_leaves_its_first_weights(book, tmp_path):
 
 
 def test_the_sampler_loads_the_best_checkpoint_not_the_last(book, tmp_path, monkeypatch):
-    metrics = Trainer._metrics
+    metrics = RunTrainer._metrics
 
-    def worse_with_time(self: Trainer, params: Any, final: bool) -> dict[str, float]:
+    def worse_with_time(self: RunTrainer, params: Any, final: bool) -> dict[str, float]:
         found = metrics(self, params, final)
         return found if final else {**found, "val_loss": found["val_loss"] + float(self.state.step)}
 
-    monkeypatch.setattr(Trainer, "_metrics", worse_with_time)
+    monkeypatch.setattr(RunTrainer, "_metrics", worse_with_time)
     finished = start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
     step, params = LoadedRun.open(tmp_path / "run").params()
@@ -153,7 +153,7 @@ def test_weights_are_looked_for_so_often_and_no_more(book, tmp_path, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:The vocabulary of --init-from")
-@pytest.mark.parametrize("model", [{}, {"tie": True}, {"embed": 0}])
+@pytest.mark.parametrize("model", [pytest.param({}, marks=pytest.mark.slow), {"tie": True}, {"embed": 0}])
 def test_a_vocabulary_grows_and_the_weights_of_its_old_tokens_stay(book, tmp_path, model):
     start(settings(book, tmp_path / "old", steps=2, **model)).train()
     other = write(tmp_path / "other.txt", Path(book).read_text() + "Żółć ąę\n" * 40)

@@ -16,7 +16,7 @@ from jaxgen.tasks.registry import DATA
 from jaxgen.trainer.callbacks import Note
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.seeds import train_seeds
-from jaxgen.trainer.trainer import Trainer
+from jaxgen.trainer.trainer import RunTrainer
 from jaxgen.types import Batch
 
 pytestmark = pytest.mark.runs
@@ -36,7 +36,7 @@ def settings(book, run, **more):
     return language_config(book, run, **{**plain, "sample_every": 0, **more})
 
 
-def by_hand(trainer: Trainer, steps: int) -> dict:
+def by_hand(trainer: RunTrainer, steps: int) -> dict:
     """The parameters after plain gradient descent in float64 on windows cut here, one after the other."""
     ids, config, task = trainer.data.corpus.train.ids, trainer.config, trainer.task
     n, rows = ids.size, config.batch_size
@@ -68,8 +68,14 @@ def by_hand(trainer: Trainer, steps: int) -> dict:
         return jax.tree.map(np.asarray, params)
 
 
-@pytest.mark.parametrize("varying", VARYING)
-@pytest.mark.parametrize("where", WHERE)
+#: Every length on one device, and the last, which is of both kinds, in every place; `pytest -m slow` has the others.
+LATER = [pytest.param(where, each, marks=pytest.mark.slow) for each in VARYING[:2] for where in [*WHERE][1:]]
+
+
+@pytest.mark.parametrize(
+    ("where", "varying"),
+    [*(("one device", each) for each in VARYING), *((where, VARYING[-1]) for where in [*WHERE][1:]), *LATER],
+)
 def test_a_run_is_gradient_descent_on_windows_of_these_lengths(varying, where, book, tmp_path):
     if WHERE[where].get("devices", 1) > jax.local_device_count():
         pytest.skip("it needs two devices")
@@ -89,7 +95,7 @@ def rows_of(run):
     return [{k: v for k, v in row.items() if k not in timings} for row in MetricsLog(run / "metrics.jsonl").read()]
 
 
-@pytest.mark.parametrize("varying", VARYING)
+@pytest.mark.parametrize("varying", [VARYING[0], pytest.param(VARYING[1], marks=pytest.mark.slow), VARYING[2]])
 def test_a_run_that_was_stopped_and_resumed_is_the_same_bit_for_bit(varying, book, tmp_path):
     more = {**varying, "cell": "gru", "dropout": 0.2, "optimizer": "adamw", "optimizer_options": {}, "lr": 0.01}
     whole = start(settings(book, tmp_path / "whole", **more))

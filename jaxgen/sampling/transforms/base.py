@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from jaxgen.errors import UsageError, check_int
-from jaxgen.types import Array
+from jaxgen.types import Array, ArrayLike
 
 #: The logits of the next token of B rows.
 Logits: TypeAlias = Float[Array, "B V"]
@@ -49,13 +49,13 @@ class Context(NamedTuple):
 class Last(NamedTuple):
     """The position in the decode loop: ``t`` tokens drawn so far, and the last ``token`` (-1 before the first)."""
 
-    t: Int[Array, ""]
-    token: Int[Array, "B"]
+    t: Int[ArrayLike, ""]
+    token: Int[ArrayLike, "B"]
 
     @classmethod
     def none(cls, rows: int) -> Last:
         """The position before the first token."""
-        return cls(jnp.zeros((), jnp.int32), jnp.full(rows, -1, jnp.int32))
+        return cls(np.zeros((), np.int32), np.full(rows, -1, np.int32))
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from jaxgen.errors import UsageError, check_int
 from jaxgen.sampling.transforms.base import Context, Last, Logits, check_ids, check_number, padded, unless_empty
-from jaxgen.types import Array, TokenId
+from jaxgen.types import ArrayLike, TokenId
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Forbid:
 
     ids: tuple[TokenId, ...]
 
-    def init(self, context: Context) -> Array:
+    def init(self, context: Context) -> np.ndarray:
         check_ids("Forbid", self.ids, context.vocab)
         if len(set(self.ids)) >= context.vocab:
             raise UsageError("Forbid got every token of the vocabulary: leave at least one to draw.")
         forbidden = np.zeros(context.vocab, bool)  # in NumPy, which needs no compilation
         forbidden[list(self.ids)] = True
-        return jnp.asarray(forbidden)
+        return forbidden
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         return state, jnp.where(state[None, :], -jnp.inf, logits)
 
 
@@ -61,15 +61,15 @@ class Bias:
         for _, value in self.biases:
             check_number("A bias", value, -1e4, 1e4, "a number from -10000 to 10000; to rule a token out, forbid it")
 
-    def init(self, context: Context) -> Array:
+    def init(self, context: Context) -> np.ndarray:
         check_ids("Bias", [i for i, _ in self.biases], context.vocab)
         bias = np.zeros(context.vocab, np.float32)
         for i, value in self.biases:
             bias[i] += value
-        return jnp.asarray(bias)
+        return bias
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         return state, jnp.where(state[None, :] == 0, logits, logits + state[None, :])
 
 
@@ -93,12 +93,12 @@ class Force:
 
     ids: tuple[TokenId, ...]
 
-    def init(self, context: Context) -> Array:
+    def init(self, context: Context) -> np.ndarray:
         check_ids("Force", self.ids, context.vocab)
-        return jnp.asarray(padded(self.ids, -1, np.int32))
+        return padded(self.ids, -1, np.int32)
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         size = state.shape[0]
         token = jnp.where(last.t < size, state[jnp.minimum(last.t, size - 1)], -1)
         ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
@@ -109,8 +109,8 @@ class Force:
 class Least(NamedTuple):
     """The minimum length, and which tokens end a text."""
 
-    n: Int[Array, ""]
-    ends: Bool[Array, "V"]
+    n: Int[ArrayLike, ""]
+    ends: Bool[ArrayLike, "V"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class MinLength:
         check_int("The minimum length", self.n, 0)
 
     def init(self, context: Context) -> Least:
-        return Least(jnp.int32(min(self.n, 2**31 - 1)), jnp.asarray(np.arange(context.vocab) == context.eos))
+        return Least(np.array(min(self.n, 2**31 - 1), np.int32), np.arange(context.vocab) == context.eos)
 
     @staticmethod
     def update(state: Least, logits: Logits, last: Last) -> tuple[Least, Logits]:

@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxgen.errors import check_int
 from jaxgen.sampling.transforms.base import Context, Last, Logits, bounded, check_number, unless_empty
-from jaxgen.types import Array
+from jaxgen.types import Array, ArrayLike
 
 
 class Seen(NamedTuple):
     """A penalty, and which tokens have occurred (bool) or how often (int32)."""
 
-    penalty: Float[Array, ""]
-    seen: Shaped[Array, "B V"]
+    penalty: Float[ArrayLike, ""]
+    seen: Shaped[ArrayLike, "B V"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RepetitionPenalty:
     def init(self, context: Context) -> Seen:
         seen = np.zeros(context.shape, bool)
         seen[:, context.prompt] = True
-        return Seen(jnp.float32(self.penalty), jnp.asarray(seen))
+        return Seen(np.array(self.penalty, np.float32), seen)
 
     @staticmethod
     def update(state: Seen, logits: Logits, last: Last) -> tuple[Seen, Logits]:
@@ -75,7 +75,7 @@ class PresencePenalty:
         check_number("A presence penalty", self.penalty, -100, 100, "a number from -100 to 100 (0: none)")
 
     def init(self, context: Context) -> Seen:
-        return Seen(jnp.float32(self.penalty), jnp.asarray(np.zeros(context.shape, bool)))
+        return Seen(np.array(self.penalty, np.float32), np.zeros(context.shape, bool))
 
     @staticmethod
     def update(state: Seen, logits: Logits, last: Last) -> tuple[Seen, Logits]:
@@ -103,7 +103,7 @@ class FrequencyPenalty:
         check_number("A frequency penalty", self.penalty, -100, 100, "a number from -100 to 100 (0: none)")
 
     def init(self, context: Context) -> Seen:
-        return Seen(jnp.float32(self.penalty), jnp.asarray(np.zeros(context.shape, np.int32)))
+        return Seen(np.array(self.penalty, np.float32), np.zeros(context.shape, np.int32))
 
     @staticmethod
     def update(state: Seen, logits: Logits, last: Last) -> tuple[Seen, Logits]:
@@ -124,9 +124,9 @@ class History(NamedTuple):
     at the same position if the position holds the new token, else 0: its distance from the end stays the same.
     """
 
-    n: Int[Array, ""]
-    tokens: Int[Array, "B window+1"]  # -1 where there is no text yet; the first has just left the window
-    shared: Int[Array, "B window+1"]
+    n: Int[ArrayLike, ""]
+    tokens: Int[ArrayLike, "B window+1"]  # -1 where there is no text yet; the first has just left the window
+    shared: Int[ArrayLike, "B window+1"]
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ class NoRepeatNgram:
         if len(prompt):
             tokens[0, -len(prompt) :] = prompt
             shared[0, -len(prompt) :] = common_prefixes(prompt[::-1].tolist())[::-1]
-        rows = (jnp.asarray(array.repeat(context.rows, 0)) for array in (tokens, shared))
-        return History(jnp.int32(self.n), *rows)
+        rows = (array.repeat(context.rows, 0) for array in (tokens, shared))
+        return History(np.array(self.n, np.int32), *rows)
 
     @staticmethod
     def update(state: History, logits: Logits, last: Last) -> tuple[History, Logits]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgen.errors import UsageError, check_int
 from jaxgen.sampling.transforms.base import Context, Last, Logits, bounded, padded
-from jaxgen.types import Array
+from jaxgen.types import ArrayLike
 
 #: Default number of steps for which a schedule function is tabulated.
 TABLED = 4096
@@ -66,12 +66,12 @@ class Temperature:
     def __post_init__(self) -> None:
         temperature_table(self.value, self.steps)
 
-    def init(self, context: Context) -> Array:
+    def init(self, context: Context) -> np.ndarray:
         values = temperature_table(self.value, self.steps)
-        return jnp.asarray(values if values.size == 1 else padded(values.tolist(), float(values[-1]), np.float32))
+        return values if values.size == 1 else padded(values.tolist(), float(values[-1]), np.float32)
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         size = state.shape[0]
         now = state if size == 1 else state[jnp.minimum(last.t, size - 1)][None]
         return state, bounded(logits / now[:, None])

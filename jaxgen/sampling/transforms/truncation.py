@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from jaxgen.errors import check_int
 from jaxgen.sampling.transforms.base import Context, Last, Logits, check_number
-from jaxgen.types import Array
+from jaxgen.types import Array, ArrayLike
 
 #: A probability of 1 as an integer mass.
 PARTS = 2**30
@@ -23,9 +24,9 @@ PARTS = 2**30
 PAIRS = 2**14
 
 
-def parts(p: float) -> Int[Array, ""]:
+def parts(p: float) -> Int[np.ndarray, ""]:
     """A probability as a target for ``smallest_set``: at least 1, which the empty set does not reach."""
-    return jnp.int32(max(round(p * PARTS), 1))
+    return np.array(max(round(p * PARTS), 1), np.int32)
 
 
 def masses(p: Float[Array, "B V"]) -> Int[Array, "B V"]:
@@ -33,7 +34,7 @@ def masses(p: Float[Array, "B V"]) -> Int[Array, "B V"]:
     return jnp.round(p * PARTS).astype(jnp.int32)
 
 
-def smallest_set(score: Float[Array, "B V"], mass: Int[Array, "B V"], target: Int[Array, ""]) -> Bool[Array, "B V"]:
+def smallest_set(score: Float[Array, "B V"], mass: Int[Array, "B V"], target: Int[ArrayLike, ""]) -> Bool[Array, "B V"]:
     """The smallest set of highest ``score`` whose ``mass`` reaches ``target``.
 
     Tokens that tie with the lowest score of the set belong to it. A row whose total mass does not reach the target
@@ -49,7 +50,7 @@ def smallest_set(score: Float[Array, "B V"], mass: Int[Array, "B V"], target: In
 
 
 def _largest_threshold(
-    score: Float[Array, "V B"], mass: Int[Array, "V B"], target: Int[Array, ""]
+    score: Float[ArrayLike, "V B"], mass: Int[Array, "V B"], target: Int[ArrayLike, ""]
 ) -> Float[Array, "1 B"]:
     """The largest threshold such that the scores of a column at or above it reach ``target``.
 
@@ -101,11 +102,11 @@ class TopK:
     def __post_init__(self) -> None:
         check_int("top-k", self.k, 1)
 
-    def init(self, context: Context) -> Array:
-        return jnp.int32(min(self.k, context.vocab))
+    def init(self, context: Context) -> np.ndarray:
+        return np.array(min(self.k, context.vocab), np.int32)
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         kept = smallest_set(logits, jnp.ones_like(logits, jnp.int32), state)
         return state, jnp.where(kept, logits, -jnp.inf)
 
@@ -131,11 +132,11 @@ class TopP:
     def __post_init__(self) -> None:
         check_number("top-p", self.p, 5e-324, 1.0, "a number above 0 and up to 1")
 
-    def init(self, context: Context) -> Array:
+    def init(self, context: Context) -> np.ndarray:
         return parts(self.p)
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         kept = smallest_set(logits, masses(jax.nn.softmax(logits, axis=-1)), state)
         # p = 1 keeps everything, however the masses are rounded.
         return state, jnp.where(kept | (state >= PARTS), logits, -jnp.inf)
@@ -162,11 +163,11 @@ class TypicalP:
     def __post_init__(self) -> None:
         check_number("typical-p", self.p, 5e-324, 1.0, "a number above 0 and up to 1")
 
-    def init(self, context: Context) -> Array:
+    def init(self, context: Context) -> np.ndarray:
         return parts(self.p)
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         logp = jax.nn.log_softmax(logits, axis=-1)
         away = jnp.abs(-logp - entropy(logp))  # infinite for a token that cannot be drawn
         kept = smallest_set(-away, masses(jnp.exp(logp)), state)
@@ -193,11 +194,11 @@ class MinP:
     def __post_init__(self) -> None:
         check_number("min-p", self.p, 0.0, 1.0, "a number from 0 to 1")
 
-    def init(self, context: Context) -> Array:
-        return jnp.float32(self.p)
+    def init(self, context: Context) -> np.ndarray:
+        return np.array(self.p, np.float32)
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         p = jax.nn.softmax(logits, axis=-1)
         return state, _drop(p < state * jnp.max(p, axis=-1, keepdims=True), logits)
 
@@ -220,11 +221,11 @@ class EpsilonCutoff:
     def __post_init__(self) -> None:
         check_number("An epsilon cut-off", self.epsilon, 0.0, 1.0, "a number from 0 to 1; 0.0003 to 0.001 is usual")
 
-    def init(self, context: Context) -> Array:
-        return jnp.float32(self.epsilon)
+    def init(self, context: Context) -> np.ndarray:
+        return np.array(self.epsilon, np.float32)
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         return state, _drop(jax.nn.softmax(logits, axis=-1) < state, logits)
 
 
@@ -248,11 +249,11 @@ class EtaCutoff:
     def __post_init__(self) -> None:
         check_number("An eta cut-off", self.epsilon, 0.0, 1.0, "a number from 0 to 1; 0.0003 to 0.002 is usual")
 
-    def init(self, context: Context) -> Array:
-        return jnp.float32(self.epsilon)
+    def init(self, context: Context) -> np.ndarray:
+        return np.array(self.epsilon, np.float32)
 
     @staticmethod
-    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
+    def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         logp = jax.nn.log_softmax(logits, axis=-1)
         eta = jnp.minimum(state, jnp.sqrt(state) * jnp.exp(-entropy(logp)))
         return state, _drop(jnp.exp(logp) < eta, logits)
