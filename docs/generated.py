@@ -114,11 +114,7 @@ def parsed_by(command: str, *args: str) -> dict[str, Any]:
 
     with mock.patch.object(module, "parse", parse):
         try:
-            if command == "train":
-                module.parse_args([*args])
-            else:
-                with mock.patch.object(module, "run_command", lambda work, given, **_: work(given)):
-                    module.main([*args])
+            (module.parse_args if command == "train" else module.main.work)([*args])
         except _Asked:
             return found
     raise AssertionError(f"jaxgen {command} did not parse its flags")

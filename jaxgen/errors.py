@@ -175,6 +175,11 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     raise UsageError(f"Unknown {what} {name!r}.{hint}{plugin} Choose one of: {', '.join(known)}.")
 
 
+def flag_of(setting: str) -> str:
+    """The flag of a setting: ``--batch-size`` for ``batch_size``."""
+    return f"--{setting.replace('_', '-')}"
+
+
 def listed(names: Iterable[str], most: int = 10) -> str:
     """Returns names in quotes for a message; of more than ``most``, the first ones and how many are left."""
     names = list(names)

@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -75,6 +75,18 @@ def write_atomically(path: Path, data: bytes, former: os.stat_result | None = No
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def append_file(path: Path, data: bytes) -> None:
+    """Append to a file of a run and sync it to disk. Raises ``CheckpointError`` if the system refuses."""
+    with write_errors(path, needed=len(data)):
+        new = not path.exists()
+        with open(path, "ab", buffering=0) as file:  # a single write: a kill leaves the data whole or absent
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        if new:
+            sync_folder(path.parent)
 
 
 def temporary_name(name: str) -> str:
@@ -268,6 +280,17 @@ def json_sha256(value: object) -> str:
 def dump_json(value: object) -> bytes:
     """``value`` as indented JSON in ASCII. Raises ``ValueError`` for a number that is not finite."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("ascii")
+
+
+def plain_json(value: Any) -> Any:
+    """``value``, which may have arrays and their scalars, in the types of JSON; what is not finite becomes ``None``."""
+    if isinstance(value, Mapping):
+        return {str(name): plain_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(each) for each in value]
+    if hasattr(value, "tolist"):  # of NumPy and JAX
+        return plain_json(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_json(path: Path, advice: str) -> Any:

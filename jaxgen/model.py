@@ -410,13 +410,11 @@ class Model:
         """The evaluations during training."""
         directory = self._saved.directory
         rows, data = MetricsLog(directory.metrics_path).read(), DATA[self.config.task]
-        best = Best(self._best_step() or 0, data.METRIC.name, data.METRIC.label)
+        best = data.METRIC.best_at(self._best_step() or 0)
         return History(rows, f"{self.path.name}: {self._saved.resolved['data']['name']}", data.TARGET, best)
 
     def _best_step(self) -> int | None:
-        store = self._saved.checkpoints
-        best = store.best()
-        return store.latest() if best is None else best
+        return self._saved.checkpoints.best_or_latest()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copy the run to a new folder, with its best checkpoint alone; it can be loaded from there.

@@ -46,18 +46,17 @@ def colored_tokens(parts: Sequence[tuple[str, float]], note: str = "") -> str:
     return _colored(spans, "probability of a token", scale, note, len(parts))
 
 
-def colored_values(parts: Sequence[tuple[str, float]], most: float, what: str, note: str = "") -> str:
-    """A text in parts, each with a value, as colours and as tooltips; ``note`` stands below.
+def colored_values(parts: Sequence[tuple[str, float]], most: float, what: str) -> str:
+    """A text in parts, each with a value, as colours and as tooltips.
 
     Args:
         parts: The texts and values.
         most: The absolute value of the strongest colours.
         what: What the values are.
-        note: What else to say.
     """
     spans = (_part(text, signed_color(value / (most or 1.0)), f"{value:.3g}") for text, value in parts[:MAX_TOKENS])
     scale = (_part(f" {most * share:.2g} ", signed_color(share), "") for share in (-1.0, -0.5, 0.0, 0.5, 1.0))
-    return _colored(spans, what, scale, note, len(parts))
+    return _colored(spans, what, scale, "", len(parts))
 
 
 def _colored(spans: Iterable[str], what: str, scale: Iterable[str], note: str, number: int) -> str:

@@ -158,14 +158,18 @@ def write_title(figure: Figure, text: str, place: tuple[float, float] | None = N
 
 def add_legend(axes: Axes) -> None:
     """A legend above the axes, where it covers nothing."""
-    place: dict[str, Any] = {
-        "loc": "lower right",
-        "bbox_to_anchor": (1.0, 1.0),
-        "borderaxespad": 0.1,
-        "columnspacing": 1.4,
-    }
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1}
+    look: dict[str, Any] = {"labelcolor": theme().ink, "handlelength": 1.4, "columnspacing": 1.4}
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(ncols=9, frameon=False, fontsize=9, labelcolor=theme().ink, handlelength=1.4, **place)
+        axes.legend(ncols=9, frameon=False, fontsize=9, **look, **place)
+
+
+def count_steps(axes: Axes) -> None:
+    """Whole numbers of steps along the x axis."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def add_scale(figure: Figure, image: Any, label: str, form: str = "{x:.0%}", **place: Any) -> None:
@@ -175,6 +179,13 @@ def add_scale(figure: Figure, image: Any, label: str, form: str = "{x:.0%}", **p
     bar.set_label(label, color=look.ink, fontsize=9)
     bar.ax.tick_params(length=0, colors=look.grey, labelsize=8)
     (bar.ax.xaxis if place.get("orientation") == "horizontal" else bar.ax.yaxis).set_major_formatter(form)
+
+
+def add_scale_below(figure: Figure, image: Any, label: str, top: float, form: str = "{x:.0%}") -> None:
+    """A horizontal scale from ``top`` on, in inches, with its label beside it."""
+    scale = figure.add_axes((0.0, top - 0.13, 2.6, 0.13))
+    add_scale(figure, image, "", form, cax=scale, orientation="horizontal")
+    figure.text(2.9, top, label, color=theme().ink, fontsize=FONT, va="top")
 
 
 def write_note(axes: Axes, text: str) -> None:
@@ -258,8 +269,6 @@ def draw_losses(metrics: Sequence[Row], path: Target, title: str, target: str, b
     where the rows have them; below it the metric that decides, if it is not the loss, and the learning rate. 1000 x 600
     pixels, with such a metric 1000 x 800. ``target`` is what the loss is per.
     """
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
     train, validation, rate = (_series(metrics, name) for name in ("train_loss", "val_loss", "learning_rate"))
     deciding = np.zeros((0, 2)) if best.by == "val_loss" else _series(metrics, best.by)
     loss_mark, mark = marks_of(metrics, best)
@@ -279,8 +288,7 @@ def draw_losses(metrics: Sequence[Row], path: Target, title: str, target: str, b
         for axes in panels:
             style_axes(axes, grid="y")
             axes.margins(x=0.015)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            count_steps(axes)
         _limit(panels[0], train, validation, loss_mark)
         if bits_per_nat := _bits_per_nat(metrics):
             _add_bits(panels[0], bits_per_nat)
@@ -409,8 +417,6 @@ def draw_comparison(
 
     If another metric than the loss decides, it has a second panel. Arguments as of ``draw_losses``.
     """
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
     look = theme()
     panels = [("val_loss", f"validation loss (nats per {target})")]
     panels += [] if best.by == "val_loss" else [(best.by, f"validation: {best.axis}")]
@@ -429,17 +435,10 @@ def draw_comparison(
                     axes.plot(*points.T, marker="o", ms=3 if len(points) <= 40 else 0, label=shown, **line)
             axes.set_ylabel(label)
             style_axes(axes, grid="y")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            count_steps(axes)
         every[-1].set_xlabel("step")
-        legend: dict[str, Any] = {
-            "loc": "outside lower left",
-            "ncols": columns,
-            "frameon": False,
-            "fontsize": 9,
-            "handlelength": 3.5,
-        }
-        figure.legend(labelcolor=look.ink, **legend)
+        legend: dict[str, Any] = {"loc": "outside lower left", "ncols": columns, "handlelength": 3.5}
+        figure.legend(labelcolor=look.ink, frameon=False, fontsize=9, **legend)
 
 
 #: The most values of an axis of parallel coordinates that all have a label, and the letters of a label.
@@ -564,13 +563,8 @@ def draw_quality(rows: Sequence[Row], real: Row | None, path: Target, title: str
             axes.margins(0.08)
         names = {name: handle for axes in every for handle, name in zip(*axes.get_legend_handles_labels())}
         if names:
-            place: dict[str, Any] = {
-                "loc": "outside lower center",
-                "ncols": len(names),
-                "frameon": False,
-                "fontsize": 9,
-            }
-            figure.legend(names.values(), names, labelcolor=look.ink, **place)
+            place: dict[str, Any] = {"loc": "outside lower center", "ncols": len(names)}
+            figure.legend(names.values(), names, labelcolor=look.ink, frameon=False, fontsize=9, **place)
 
 
 def _points(rows: Sequence[Row], value: Value) -> list[tuple[float, float]]:
@@ -802,12 +796,9 @@ def _draw_faded_images(figure: Figure, maps: Sequence[AttentionMap]) -> None:
     if left_out:
         figure.text(0.0, top, f"{counted(left_out, 'more image')}, left out", color=look.grey, fontsize=FONT, va="top")
         top -= LINE
-    scale = figure.add_axes((0.0, top - 0.13, 2.6, 0.13))
     faded = LinearSegmentedColormap.from_list("faded", [look.page, look.grey])
     label = "attention weight, as a share of the token's largest: the image fades where it is small"
-    place: dict[str, Any] = {"cax": scale, "orientation": "horizontal"}
-    add_scale(figure, ScalarMappable(cmap=faded), "", **place)
-    figure.text(2.9, top, label, color=look.ink, fontsize=FONT, va="top")
+    add_scale_below(figure, ScalarMappable(cmap=faded), label, top)
 
 
 def fade(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -946,7 +937,7 @@ def draw_values(texts: Sequence[str], values: np.ndarray, path: Target, title: s
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
-    look, colors, most = theme(), signed_map(), float(np.abs(values).max()) or 1.0
+    colors, most = signed_map(), float(np.abs(values).max()) or 1.0
     width, height = GLYPH
     with figure_file(path, 1, 1, crop=True) as figure:  # of one inch, so that places in it are in inches
         line, column, widest = 0, 0, 1
@@ -969,11 +960,8 @@ def draw_values(texts: Sequence[str], values: np.ndarray, path: Target, title: s
                 if character == "\n":
                     line, column = line + 1, 0
         bottom = -(min(line, TEXT_LINES - 1) + 1) * height - 0.75 * GAP
-        scale = figure.add_axes((0.0, bottom - 0.13, 2.6, 0.13))
         shades = ScalarMappable(Normalize(-most, most), colors)
-        place_of: dict[str, Any] = {"cax": scale, "orientation": "horizontal"}
-        add_scale(figure, shades, "", "{x:.2g}", **place_of)
-        figure.text(2.9, bottom - 0.02, "value after each token", color=look.ink, fontsize=FONT, va="top")
+        add_scale_below(figure, shades, "value after each token", bottom, "{x:.2g}")
         write_title(figure, title, place=(0.0, 0.12), width=max(widest * width, 5.0))
 
 

@@ -360,9 +360,9 @@ def _is_cell(value: type) -> bool:
 
     base: type = Cell if issubclass(value, Cell) else nn.RNNCellBase
     if issubclass(value, LinearCell):
-        return has("project") and value.coefficients is not LinearCell.coefficients
+        return has("project", "setup") and value.coefficients is not LinearCell.coefficients
     if base is Cell:
-        return has("project") and has("weights") and has("pointwise", "step", "forward_with_residuals")
+        return has("project", "setup") and has("weights") and has("pointwise", "step", "forward_with_residuals")
     return issubclass(value, base) and has("__call__") and has("initialize_carry")
 
 

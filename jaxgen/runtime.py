@@ -225,6 +225,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def total_memory() -> int | None:
+    """The bytes of memory of this machine; None if the system does not tell."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def need_devices(number: int, who: str) -> None:
     """Raise ``UsageError`` unless this process has ``number`` devices. ``who`` begins the message."""
     import jax

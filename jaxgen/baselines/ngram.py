@@ -307,11 +307,14 @@ class NGramTask:
 
         Valid tokens come first in each row. A row without valid tokens keeps its carry and the given ``logits``.
         """
-        count = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        carries = self.read(weights, carry, tokens)
-        last = carries[jnp.arange(tokens.shape[0]), jnp.maximum(count - 1, 0)]
-        some = (count > 0)[:, None]
+        _, last, some = self._read_valid(weights, carry, tokens, valid)
         return jnp.where(some, last, carry), jnp.where(some, self.logits(weights, last), logits)
+
+    def _read_valid(self, params: Params, carry: Array, tokens: Array, valid: Array) -> tuple[Array, Array, Array]:
+        """Return the carry after each of ``tokens``, that after the last valid one, and whether there is one [R, 1]."""
+        count = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        carries = self.read(params, carry, tokens)
+        return carries, carries[jnp.arange(tokens.shape[0]), jnp.maximum(count - 1, 0)], (count > 0)[:, None]
 
     def step(self, weights: Params, carry: Array, token: Array) -> tuple[Array, Array]:
         """Run one decoding step on ``token`` [R]; return the new carry and next-token log-probabilities [R, V]."""
@@ -323,11 +326,9 @@ class NGramTask:
 
         Valid tokens come first in each row.
         """
-        count = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        carries = self.read(params, carry, tokens)
-        last = carries[jnp.arange(tokens.shape[0]), jnp.maximum(count - 1, 0)]
+        carries, last, some = self._read_valid(params, carry, tokens, valid)
         logits = self.logits(params, carries.reshape(-1, carries.shape[-1])).reshape(*tokens.shape, -1)
-        return jnp.where((count > 0)[:, None], last, carry), jnp.zeros((*tokens.shape, 0), jnp.float32), logits
+        return jnp.where(some, last, carry), jnp.zeros((*tokens.shape, 0), jnp.float32), logits
 
     def score(
         self,

@@ -16,10 +16,10 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from jaxgen.cells.base import Affine, Cell, Form, promote_state
+from jaxgen.cells.base import Cell, Form, check_groups, promote_state
 from jaxgen.cells.precision import match_varying_axes, matmul_each
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, select_rows
-from jaxgen.errors import UsageError, check_int
+from jaxgen.errors import check_int
 from jaxgen.types import Array, ArrayLike, Key
 
 #: Steps of a chunk, at least.
@@ -59,19 +59,11 @@ class Attention(Cell):
 
     def __post_init__(self) -> None:
         check_int("The option `window` of the cell Attention", self.window, 1)
-        check_int("The option `heads` of the cell Attention", self.heads, 0)
-        if self.heads and self.features % self.heads:
-            raise UsageError(
-                f"The cell Attention got {self.heads} heads for {self.features} units: "
-                "`heads` must divide the units; choose another number, or 0."
-            )
+        check_groups(self, "heads", 0)
         super().__post_init__()
 
     def setup(self) -> None:
-        self.input = Affine(3 * self.features, param_dtype=self.param_dtype, precision=self.precision)
-
-    def project(self, x: ArrayLike | None) -> Array:
-        return self.input(x)
+        self.input = self.affine(3 * self.features)
 
     def weights(self) -> tuple[()]:
         return ()

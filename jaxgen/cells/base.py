@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.cells.precision import matmul
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, Carry, DType, Key
 
 Initializer = Callable[..., Array]
@@ -91,6 +91,23 @@ def name_arrays(carry: Carry) -> dict[str, Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def check_groups(cell: Cell, option: str, least: int = 1) -> int:
+    """The field ``option`` of ``cell``, the number of groups of equal size that its units form.
+
+    Raises:
+        UsageError: It is no integer of at least ``least``, or it does not divide the units. 0 stands for a default.
+    """
+    name = type(cell).__name__
+    groups = check_int(f"The option `{option}` of the cell {name}", getattr(cell, option), least)
+    if groups and cell.features % groups:
+        other = "another number" if least else "another number, or 0"
+        raise UsageError(
+            f"The cell {name} got {groups} {option} for {cell.features} units: `{option}` must divide the units; "
+            f"choose {other}."
+        )
+    return groups
+
+
 class Affine(nn.Module):
     """``x @ kernel + bias``, with ``kernel`` and ``bias`` multiplied by an optional constant ``scale``.
 
@@ -128,15 +145,16 @@ class Affine(nn.Module):
 class Cell(nn.RNNCellBase):
     """One time step of a recurrence over a state of ``features`` units.
 
-    A subclass declares its parameters in ``setup`` and implements ``project``, ``weights`` and ``pointwise``. A cell
-    that is not one matrix product and a pointwise function overrides ``step`` instead of ``pointwise``.
+    A subclass declares its parameters in ``setup``, the map ``self.input`` of the input among them (``affine``), and
+    implements ``weights`` and ``pointwise``; and ``project`` if the input enters in another way. A cell that is not
+    one matrix product and a pointwise function overrides ``step`` instead of ``pointwise``.
 
     ``pointwise``, ``step`` and ``hidden`` are pure: they may read the cell's fields but not its parameters, which reach
     them through ``weights`` and ``z``. ``unroll`` calls them on an unbound copy of the cell, where reading a parameter
     raises an error instead of leaking a tracer.
 
     Models create a cell with ``cell(features=H)``. For a precision other than float32 they replace the field
-    ``precision`` (one of ``PRECISIONS``), which the cell passes to its ``Affine``. ``zoneout`` and
+    ``precision`` (one of ``PRECISIONS``), which ``affine`` uses. ``zoneout`` and
     ``recurrent_dropout`` are rates of the noise that ``unroll`` adds (``jaxgen.cells.noise``).
 
     Example:
@@ -161,8 +179,16 @@ class Cell(nn.RNNCellBase):
     recurrent_dropout: float = 0.0
 
     def project(self, x: Shaped[ArrayLike, "*batch D"] | None) -> Float[Array, "*batch K"] | Float[Array, "K"]:
-        """The input's part of the pre-activations, bias included; for ``None`` the bias alone."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement `project`.")
+        """The input's part of the pre-activations, bias included; for ``None`` the bias alone.
+
+        By default the map ``self.input``, which ``setup`` creates with ``affine``.
+        """
+        return self.input(x)
+
+    @nn.nowrap
+    def affine(self, features: int, **fields: Any) -> Affine:
+        """A linear map of the cell's ``param_dtype`` and ``precision``; ``fields`` are further ones of ``Affine``."""
+        return Affine(features, param_dtype=self.param_dtype, precision=self.precision, **fields)
 
     def weights(self) -> PyTree:
         """The arrays that ``step`` reads at every time step (``Weights`` for most cells)."""

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells.base import Affine, Cell, Weights, orthogonal
+from jaxgen.cells.base import Cell, Weights, orthogonal
 from jaxgen.errors import choose
-from jaxgen.types import Array, ArrayLike
+from jaxgen.types import Array
 
 #: Activations by name, each with its derivative as a function of its output.
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
@@ -34,12 +34,9 @@ class Elman(Cell):
 
     def setup(self) -> None:
         choose(self.activation, ACTIVATIONS, "Elman activation")
-        self.input = Affine(self.features, param_dtype=self.param_dtype, precision=self.precision)
+        self.input = self.affine(self.features)
         shape = (self.features, self.features)
         self.recurrent_kernel = self.param("recurrent_kernel", orthogonal, shape, self.param_dtype)
-
-    def project(self, x: ArrayLike | None) -> Array:
-        return self.input(x)
 
     def weights(self) -> Weights:
         return Weights(self.recurrent_kernel)

@@ -14,11 +14,10 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Bool, Float
 
-from jaxgen.cells.base import Affine, Form, promote_state
+from jaxgen.cells.base import Form, check_groups, promote_state
 from jaxgen.cells.linear import SEQUENTIAL, LinearCell
 from jaxgen.cells.precision import match_varying_axes, matmul_each
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, select_rows
-from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, Key
 
 #: Steps of a chunk in the chunked form.
@@ -47,12 +46,7 @@ class GLA(LinearCell):
     heads: int = 0
 
     def __post_init__(self) -> None:
-        check_int("The option `heads` of the cell GLA", self.heads, 0)
-        if self.heads and self.features % self.heads:
-            raise UsageError(
-                f"The cell GLA got {self.heads} heads for {self.features} units: "
-                "`heads` must divide the units; choose another number, or 0."
-            )
+        check_groups(self, "heads", 0)
         super().__post_init__()
 
     @nn.nowrap
@@ -69,11 +63,10 @@ class GLA(LinearCell):
 
     def setup(self) -> None:
         heads, key, _ = self.sizes
-        dtype, precision = self.param_dtype, self.precision
-        self.input = Affine(2 * heads * key + 2 * self.features, param_dtype=dtype, precision=precision)
-        self.decay_input = Affine(RANK, use_bias=False, param_dtype=dtype, precision=precision)
-        self.decay = Affine(heads * key, param_dtype=dtype, precision=precision)
-        self.gain = self.param("gain", nn.initializers.ones_init(), (self.features,), dtype)
+        self.input = self.affine(2 * heads * key + 2 * self.features)
+        self.decay_input = self.affine(RANK, use_bias=False)
+        self.decay = self.affine(heads * key)
+        self.gain = self.param("gain", nn.initializers.ones_init(), (self.features,), self.param_dtype)
 
     def project(self, x: ArrayLike | None) -> Array:
         decay = self.decay(None if x is None else self.decay_input(x))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate
+from jaxgen.cells.base import Cell, Weights, orthogonal, per_gate
 from jaxgen.types import Array, ArrayLike
 
 
@@ -32,7 +32,7 @@ class GRU(Cell):
     """
 
     def setup(self) -> None:
-        self.input = Affine(3 * self.features, param_dtype=self.param_dtype, precision=self.precision)
+        self.input = self.affine(3 * self.features)
         shape = (self.features, 3 * self.features)
         self.recurrent_kernel = self.param("recurrent_kernel", per_gate(orthogonal, 3), shape, self.param_dtype)
         self.recurrent_bias = self.param(

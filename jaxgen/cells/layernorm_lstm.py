@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Float
 
-from jaxgen.cells.base import Affine, Weights, orthogonal, per_gate, promote_state
+from jaxgen.cells.base import Weights, orthogonal, per_gate, promote_state
 from jaxgen.cells.lstm import CellAndHidden, LSTMCarry, forget_bias_init, gate_factors, half_but_g
 from jaxgen.cells.precision import match_varying_axes
 from jaxgen.types import Array, ArrayLike
@@ -75,7 +75,7 @@ class LayerNormLSTM(CellAndHidden):
     def setup(self) -> None:
         h, dtype = self.features, self.param_dtype
 
-        self.input = Affine(4 * h, param_dtype=dtype, precision=self.precision, use_bias=False)
+        self.input = self.affine(4 * h, use_bias=False)
         self.input_gain = self.param("input_gain", nn.initializers.ones_init(), (4 * h,), dtype)
         self.bias = self.param("bias", forget_bias_init(self.forget_bias), (4 * h,), dtype)
         self.recurrent_kernel = self.param("recurrent_kernel", per_gate(orthogonal, 4), (h, 4 * h), dtype)

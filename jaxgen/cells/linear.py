@@ -43,8 +43,8 @@ CHUNK = 32
 class LinearCell(Cell):
     """One time step of ``h' = a * h + b`` and ``y = read(h, z)``.
 
-    A subclass declares its parameters in ``setup`` and implements ``project``, ``coefficients`` and ``read``, and
-    ``weights`` if these two need parameters. ``coefficients`` and ``read`` are pure, work on any leading axes, and must
+    A subclass declares its parameters in ``setup`` and implements ``coefficients`` and ``read``, and ``weights`` if
+    these two need parameters. ``coefficients`` and ``read`` are pure, work on any leading axes, and must
     not mix them: the forms call them once for all time steps.
 
     The state is an array [*batch, H], or any pytree with the structure of ``initialize_carry``. With ``complex_state``

@@ -14,11 +14,11 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Complex, Float
 
-from jaxgen.cells.base import Affine, Initializer, per_gate, promote_state
+from jaxgen.cells.base import Initializer, per_gate, promote_state
 from jaxgen.cells.linear import LinearCell
 from jaxgen.cells.precision import matmul
 from jaxgen.errors import UsageError
-from jaxgen.types import Array, ArrayLike, DType, Key
+from jaxgen.types import Array, DType, Key
 
 
 def normal(scale: float) -> Initializer:
@@ -81,14 +81,11 @@ class LRU(LinearCell):
             rate = jnp.exp(self.log_rate.astype(dtype))
             return (0.5 * jnp.log(-jnp.expm1(-2 * rate))).astype(self.param_dtype)
 
-        self.input = Affine(3 * h, kernel_init=input_init, param_dtype=self.param_dtype, precision=self.precision)
+        self.input = self.affine(3 * h, kernel_init=input_init)
         self.log_rate = self.param("log_rate", log_rate)
         self.log_angle = self.param("log_angle", log_angle)
         self.log_gain = self.param("log_gain", log_gain)
         self.output_kernel = self.param("output_kernel", normal(2.0), (2 * h, h), self.param_dtype)
-
-    def project(self, x: ArrayLike | None) -> Array:
-        return self.input(x)
 
     def weights(self) -> LRUWeights:
         dtype = promote_state(self.param_dtype)

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Float
 
-from jaxgen.cells.base import Affine, Cell, Initializer, Weights, orthogonal, per_gate
+from jaxgen.cells.base import Cell, Initializer, Weights, orthogonal, per_gate
 from jaxgen.types import Array, ArrayLike, DType, Key
 
 LSTMCarry = tuple[Array, Array]
@@ -84,12 +84,7 @@ class LSTM(CellAndHidden):
     """
 
     def setup(self) -> None:
-        self.input = Affine(
-            4 * self.features,
-            bias_init=forget_bias_init(self.forget_bias),
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-        )
+        self.input = self.affine(4 * self.features, bias_init=forget_bias_init(self.forget_bias))
         shape = (self.features, 4 * self.features)
         self.recurrent_kernel = self.param("recurrent_kernel", per_gate(orthogonal, 4), shape, self.param_dtype)
 

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells.base import Affine
 from jaxgen.cells.linear import LinearCell
-from jaxgen.types import Array, ArrayLike
+from jaxgen.types import Array
 
 
 def positive(x: Array) -> Array:
@@ -26,10 +25,7 @@ class MinGRU(LinearCell):
     """
 
     def setup(self) -> None:
-        self.input = Affine(2 * self.features, param_dtype=self.param_dtype, precision=self.precision)
-
-    def project(self, x: ArrayLike | None) -> Array:
-        return self.input(x)
+        self.input = self.affine(2 * self.features)
 
     @nn.nowrap
     def coefficients(self, weights: tuple[()], z: Array) -> tuple[Array, Array]:

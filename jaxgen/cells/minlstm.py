@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells.base import Affine
 from jaxgen.cells.linear import LinearCell
 from jaxgen.cells.mingru import positive
-from jaxgen.types import Array, ArrayLike
+from jaxgen.types import Array
 
 
 class MinLSTM(LinearCell):
@@ -23,10 +22,7 @@ class MinLSTM(LinearCell):
     """
 
     def setup(self) -> None:
-        self.input = Affine(3 * self.features, param_dtype=self.param_dtype, precision=self.precision)
-
-    def project(self, x: ArrayLike | None) -> Array:
-        return self.input(x)
+        self.input = self.affine(3 * self.features)
 
     @nn.nowrap
     def coefficients(self, weights: tuple[()], z: Array) -> tuple[Array, Array]:

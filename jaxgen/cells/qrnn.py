@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells.base import Affine
 from jaxgen.cells.linear import LinearCell
-from jaxgen.types import Array, ArrayLike
+from jaxgen.types import Array
 
 
 class QRNN(LinearCell):
@@ -21,10 +20,7 @@ class QRNN(LinearCell):
     """
 
     def setup(self) -> None:
-        self.input = Affine(3 * self.features, param_dtype=self.param_dtype, precision=self.precision)
-
-    def project(self, x: ArrayLike | None) -> Array:
-        return self.input(x)
+        self.input = self.affine(3 * self.features)
 
     @nn.nowrap
     def clamp_state(self, values: Array) -> Array:

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Shaped
 
-from jaxgen.cells.base import Affine, promote, promote_state
+from jaxgen.cells.base import check_groups, promote, promote_state
 from jaxgen.cells.linear import LinearCell
 from jaxgen.cells.precision import matmul
-from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, DType, Key
 
 #: The constant ``c``: a state decays by ``sigmoid(-decay) ** c`` where its gate is open.
@@ -63,13 +62,9 @@ class RGLRU(LinearCell):
     blocks: int = 1
 
     def setup(self) -> None:
-        if self.features % check_int("The cell's option `blocks`", self.blocks, 1):
-            raise UsageError(
-                f"A cell of {self.features} units cannot have {self.blocks} blocks of equal size: "
-                "give `blocks` a divisor of the number of units."
-            )
+        check_groups(self, "blocks")
         dtype, precision = self.param_dtype, self.precision
-        self.input = Affine(self.features, use_bias=False, param_dtype=dtype, precision=precision)
+        self.input = self.affine(self.features, use_bias=False)
         self.recurrence_gate = BlockAffine(self.features, self.blocks, dtype, precision)
         self.input_gate = BlockAffine(self.features, self.blocks, dtype, precision)
         self.decay = self.param("decay", decay_init, (self.features,), self.param_dtype)

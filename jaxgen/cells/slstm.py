@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate
+from jaxgen.cells.base import Cell, Weights, check_groups, orthogonal, per_gate
 from jaxgen.cells.lstm import forget_bias_init
-from jaxgen.errors import UsageError, check_int
-from jaxgen.types import Array, ArrayLike, DType, Key
+from jaxgen.types import Array, DType, Key
 
 SLSTMCarry = tuple[Array, Array, Array]
 
@@ -37,22 +36,15 @@ class SLSTM(Cell):
     heads: int = 1
 
     def setup(self) -> None:
-        h, size = self.features, self.features // check_int("The sLSTM's `heads`", self.heads, 1)
-        if size * self.heads != h:
-            raise UsageError(f"The sLSTM has {self.heads} heads for {h} units: `heads` must divide their number.")
+        h, size = self.features, self.features // check_groups(self, "heads")
 
         def by_head(key: Key, shape: tuple[int, ...], dtype: DType) -> Array:
             init = per_gate(orthogonal, 4)
             return jnp.stack([init(k, shape[1:], dtype) for k in jax.random.split(key, self.heads)])
 
-        self.input = Affine(
-            4 * h, bias_init=forget_bias_init(self.forget_bias), param_dtype=self.param_dtype, precision=self.precision
-        )
+        self.input = self.affine(4 * h, bias_init=forget_bias_init(self.forget_bias))
         shape = (self.heads, size, 4 * size)
         self.recurrent_kernel = self.param("recurrent_kernel", by_head, shape, self.param_dtype)
-
-    def project(self, x: ArrayLike | None) -> Array:
-        return self.input(x)
 
     def weights(self) -> Weights:
         blocks = self.recurrent_kernel.reshape(self.heads, -1, 4, 1, self.features // self.heads)

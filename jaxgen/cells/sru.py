@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells.base import Affine
 from jaxgen.cells.linear import LinearCell
 from jaxgen.types import Array, ArrayLike
 
@@ -26,8 +25,8 @@ class SRU(LinearCell):
     """
 
     def setup(self) -> None:
-        self.input = Affine(3 * self.features, param_dtype=self.param_dtype, precision=self.precision)
-        self.skip = Affine(self.features, use_bias=False, param_dtype=self.param_dtype, precision=self.precision)
+        self.input = self.affine(3 * self.features)
+        self.skip = self.affine(self.features, use_bias=False)
 
     def project(self, x: ArrayLike | None) -> Array:
         z = self.input(x)

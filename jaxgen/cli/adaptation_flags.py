@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel, ConfigDict
-
 from jaxgen.cli.common import log
-from jaxgen.cli.flags import Excludes, Needs, Rules, is_written
+from jaxgen.cli.flags import CommandConfig, Excludes, Needs, Rules, is_written
 from jaxgen.runs.groups import Group
 
 if TYPE_CHECKING:
@@ -17,10 +15,8 @@ if TYPE_CHECKING:
     from jaxgen.inference.sampler import Sampler
 
 
-class AdaptationConfig(BaseModel):
+class AdaptationConfig(CommandConfig):
     """Flags of the step by which weights adapt."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     in_adaptation: ClassVar[Group] = Group("Adaptation")
     adapt_rate: float = 1e-3

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from jaxgen.cli.common import log, name_newest, run_command, write_out
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.common import log, name_newest, write_out
+from jaxgen.cli.flags import SHOW_RUN, Command, CommandConfig, parse
 
 if TYPE_CHECKING:
     from jaxgen.trainer.speed import Speed
@@ -23,18 +22,11 @@ Beside the training step stands the time that its matrix products alone would ta
 is measured too. Several devices and other programs that run meanwhile change the figures."""
 
 
-class BenchConfig(BaseModel):
+class BenchConfig(CommandConfig):
     """Flags of ``jaxgen bench``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     seconds: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 3.0
     """How long each measurement takes, compilation aside."""
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Time the run; returns the exit code."""
-    return run_command(bench, args)
 
 
 def bench(args: list[str]) -> None:
@@ -43,10 +35,7 @@ def bench(args: list[str]) -> None:
     from jaxgen.runtime import need_backend
     from jaxgen.trainer.speed import measure_speed
 
-    args = load_plugins(args)
-    run_flag = Flag("run", str | None, None, "Folder of the run. Default: the newest.", "[RUN]", positional=True)
-    json_flag = Flag("json", bool, False, "Write one JSON object.", negatable=False)
-    config, extra = parse(BenchConfig, args, prog="jaxgen bench", description=DESCRIPTION, extra=[run_flag, json_flag])
+    config, extra = parse(BenchConfig, args, prog="jaxgen bench", description=DESCRIPTION, extra=SHOW_RUN)
     need_backend()
     saved = LoadedRun.open(extra["run"])
     name_newest(extra["run"], saved.directory)
@@ -56,6 +45,9 @@ def bench(args: list[str]) -> None:
         write_out(json.dumps({"run": str(saved.directory), **speed.to_json()}) + "\n")
         return
     write_out("".join(f"{name:24s}{text}\n" for name, text in lines(speed)))
+
+
+main = Command(bench)
 
 
 def lines(speed: Speed) -> list[tuple[str, str]]:

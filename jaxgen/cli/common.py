@@ -268,6 +268,12 @@ def one_line(text: str) -> str:
     return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def left_aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines; each column is as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+
+
 def discard(file: IO[str]) -> None:
     """Send everything written to ``file`` to the null device; Python exits with 120 if closing a stream fails."""
     with contextlib.suppress(OSError, ValueError):  # in a test or a notebook it has no descriptor

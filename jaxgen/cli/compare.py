@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
-from jaxgen.cli.common import log, run_command, write_out
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.common import left_aligned, log, write_out
+from jaxgen.cli.flags import Command, CommandConfig, Flag, parse
 from jaxgen.errors import UsageError, counted
 from jaxgen.fsutil import check_output, write_output
 
@@ -27,25 +24,17 @@ DESCRIPTION = """Show in which settings runs differ and what each reached; runs 
 NO_RESULT = ("run", "sample_every", "log", "steps", "epochs", "minutes")
 
 
-class CompareConfig(BaseModel):
+class CompareConfig(CommandConfig):
     """Flags of ``jaxgen compare``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     picture: str | None = None
     """A file for the curves of the validation loss and of the metric that decides, as PNG."""
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Compare; returns the exit code."""
-    return run_command(compare, args)
 
 
 def compare(args: list[str]) -> None:
     """Parse ``args`` and compare the runs that they name. Raises ``UsageError`` for fewer than two."""
     from jaxgen.inference.loading import LoadedRun
 
-    args = load_plugins(args)
     runs_flag = Flag("runs", tuple[str, ...], (), "Folders of runs, two or more.", "RUN ...", positional=True)
     config, extra = parse(CompareConfig, args, prog="jaxgen compare", description=DESCRIPTION, extra=[runs_flag])
     if len(extra["runs"]) < 2:
@@ -70,6 +59,9 @@ def compare(args: list[str]) -> None:
         log(f"The curves are in {config.picture}.")
 
 
+main = Command(compare)
+
+
 def settings(run: LoadedRun) -> dict[str, Any]:
     """All settings but the seed and those that change no result; the length in steps, the data with their digest."""
     dumped = run.config.model_dump(mode="json", exclude={"seed", *NO_RESULT})
@@ -92,6 +84,7 @@ def label(runs: Sequence[LoadedRun], different: Mapping[str, Any]) -> str:
 def table(groups: Sequence[Sequence[LoadedRun]]) -> str:
     """A line for each group: where it differs, the best figure with its spread, and parameters."""
     from jaxgen.inference.run_facts import describe
+    from jaxgen.trainer.sweep import show_figure
 
     different = differences(groups)
     names = [*different[0]]
@@ -103,17 +96,15 @@ def table(groups: Sequence[Sequence[LoadedRun]]) -> str:
             if fact["step"] < fact["steps"]:
                 log(f"note: {fact['run']} was last evaluated at step {fact['step']:,} of {fact['steps']:,}.")
         best = [fact["best"] for fact in facts if fact["best"] is not None]
-        figure = f"{statistics.mean(best):.4f}" if best else "none"
-        figure += f" ± {statistics.stdev(best):.4f}" if len(best) > 1 else ""
+        figure = show_figure(best) if best else "none"
         values = [str(one[name]) for name in names]
         rows.append([str(runs[0].directory), *values, figure, str(len(best)), f"{facts[0]['parameters']:,}"])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+    return left_aligned(rows)
 
 
 def picture(groups: Sequence[Sequence[LoadedRun]]) -> bytes:
     """The validation loss of each run against the step, and the metric that decides; a colour for each group."""
-    from jaxgen.plots import Best, Picture, draw_comparison
+    from jaxgen.plots import Picture, draw_comparison
     from jaxgen.runs.logs import MetricsLog
     from jaxgen.tasks.registry import DATA
 
@@ -123,5 +114,5 @@ def picture(groups: Sequence[Sequence[LoadedRun]]) -> bytes:
     ]
     config, number = groups[0][0].config, sum(map(len, groups))
     data = DATA[config.task]
-    title, best = f"{config.task}: {counted(number, 'run')} compared", Best(0, data.METRIC.name, data.METRIC.label)
-    return Picture.drawn(lambda file: draw_comparison(curves, file, title, data.TARGET, best)).png
+    title = f"{config.task}: {counted(number, 'run')} compared"
+    return Picture.drawn(lambda file: draw_comparison(curves, file, title, data.TARGET, data.METRIC.best_at(0))).png

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 
-from pydantic import BaseModel, ConfigDict
-
-from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import load_plugins, parse
+from jaxgen.cli.common import write_out
+from jaxgen.cli.flags import Command, CommandConfig, parse
 from jaxgen.cli.help import Flag, Help
-from jaxgen.cli.main import COMMANDS, FUNCTIONS, MODULES
+from jaxgen.cli.main import COMMANDS, MODULES
 from jaxgen.errors import UsageError, choose
 
 DESCRIPTION = """Print a script that completes commands, flags, their values and the folders of runs in a shell.
@@ -24,26 +22,17 @@ DESCRIPTION = """Print a script that completes commands, flags, their values and
 With --plugin, the script also has the names that the plugin defines."""
 
 
-class CompletionConfig(BaseModel):
-    """Flags of ``jaxgen completion``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Print the script; returns the exit code."""
-    return run_command(completion, args)
-
-
 def completion(args: list[str]) -> None:
     """Parse ``args`` and print the script that they ask for."""
-    args = load_plugins(args)
     about = "The shell."
     shell = Flag("shell", str, "", about, "SHELL", positional=True, choices=[*SHELLS])
-    _, extra = parse(CompletionConfig, args, prog="jaxgen completion", description=DESCRIPTION, extra=[shell])
+    _, extra = parse(CommandConfig, args, prog="jaxgen completion", description=DESCRIPTION, extra=[shell])
     if not extra["shell"]:
         raise UsageError(f"Which shell? Give one of: {', '.join(SHELLS)}, as in `jaxgen completion bash`.")
     write_out(SHELLS[choose(extra["shell"], SHELLS, "shell")](flags_by_command()))
+
+
+main = Command(completion)
 
 
 def flags_by_command() -> dict[str, list[Flag]]:
@@ -57,7 +46,7 @@ def flags_of(command: str, *args: str) -> list[Flag]:
     """The flags of a command with these arguments."""
     module = import_module(f"jaxgen.cli.{MODULES.get(command, command)}")
     try:
-        getattr(module, FUNCTIONS.get(command, command))([*args, "--help"])
+        (module.train if command == "train" else module.main.work)([*args, "--help"])
     except Help as shown:
         return [*shown.flags]
     raise AssertionError(f"{command} did not show its help.")

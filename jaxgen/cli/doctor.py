@@ -6,14 +6,11 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
-from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import load_plugins, parse
+from jaxgen.cli.common import write_out
+from jaxgen.cli.flags import Command, CommandConfig, parse
 from jaxgen.errors import UsageError
 from jaxgen.version import __version__
 
@@ -28,36 +25,30 @@ PLUGINS = ("jax-cuda", "jax-rocm", "jax-metal", "libtpu")
 TOOLS = {"bench", "dev", "docs"}
 
 
-class DoctorConfig(BaseModel):
-    """Flags of ``jaxgen doctor``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Print the facts; returns the exit code."""
-    return run_command(doctor, args)
-
-
 def doctor(args: list[str]) -> None:
     """Parse ``args`` and print the facts."""
-    parse(DoctorConfig, load_plugins(args), prog="jaxgen doctor", description=DESCRIPTION)
+    parse(CommandConfig, args, prog="jaxgen doctor", description=DESCRIPTION)
     import jax
 
     from jaxgen.fsutil import user_cache
-    from jaxgen.runtime import cores, need_backend, processor_name
+    from jaxgen.runtime import cores, need_backend, processor_name, total_memory
 
     try:
         need_backend()
         devices = ", ".join(f"{each} ({each.device_kind})" for each in jax.devices())
     except UsageError as error:
         devices = f"none: {error}"
+    available = total_memory()
+    memory = "unknown" if available is None else f"{available / 2**30:.1f} GiB"
     lines = [("system", platform.platform()), ("python", sys.version.replace("\n", " "))]
     lines += [("jaxgen", f"{__version__} in {Path(__file__).resolve().parents[1]}"), *packages().items()]
-    lines += [("processor", f"{processor_name()}, {cores()} cores"), ("memory", memory()), ("devices", devices)]
+    lines += [("processor", f"{processor_name()}, {cores()} cores"), ("memory", memory), ("devices", devices)]
     lines += [("cache", str(user_cache())), ("terminal", f"{os.environ.get('TERM', 'none')}, {sys.stdout.encoding}")]
     lines += [(name, value) for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)]
     write_out("".join(f"{name:20s}{text}\n" for name, text in lines))
+
+
+main = Command(doctor)
 
 
 def packages() -> dict[str, str]:
@@ -85,10 +76,3 @@ def installed(name: str, missing: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return missing
-
-
-def memory() -> str:
-    """The memory of this machine."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return "unknown"
-    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"

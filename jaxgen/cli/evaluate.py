@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from jaxgen.cli.common import log, one_line, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, check_flags, load_plugins, parse
+from jaxgen.cli.common import log, one_line, write_out
+from jaxgen.cli.flags import Command, Excludes, Flag, check_flags, parse
 from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
 from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.fsutil import check_output, replace_file, write_output
@@ -79,14 +79,9 @@ PLOT = "quality.png"
 RULES = (*MIXTURE_RULES, Excludes("--plot", ("--no-plot",), "names the file of the plot"))
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Evaluate; returns the exit code."""
-    return run_command(evaluate, args, text_only=True)
-
-
 def evaluate(args: list[str]) -> None:
     """Parse ``args``, draw and measure texts, and write the report."""
-    args = fill_mixture_flags(load_plugins(args))
+    args = fill_mixture_flags(args)
     flags = [
         Flag("runs", tuple[str, ...], (), "Folder of the run.", "[RUN]", positional=True),
         Flag("no_plot", bool, False, "Draw no plot.", negatable=False),
@@ -149,6 +144,9 @@ def evaluate(args: list[str]) -> None:
             write_output(config.plot, picture, "--plot")
         log(f"plot: {config.plot or plot}")
     log(f"{counted(tokens, 'token')} drawn and measured in {time.perf_counter() - began:.1f} s")
+
+
+main = Command(evaluate, text_only=True)
 
 
 def one_run(flag: str | None, arguments: Sequence[str]) -> str | None:

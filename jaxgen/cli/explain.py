@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from jaxgen.cli.common import json_line, log, run_command, write_out
+from jaxgen.cli.common import json_line, log, write_out
 from jaxgen.cli.evaluate import align_table, quote
-from jaxgen.cli.flags import Excludes, Flag, check_flags, load_plugins, parse
+from jaxgen.cli.flags import Command, Excludes, Flag, check_flags, parse
 from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
 from jaxgen.cli.sampling_flags import (
     extra_transform_flags,
@@ -73,14 +73,9 @@ class ExplainConfig(MixtureConfig):
     """Look for a cycle in this many tokens of greedy decoding; 0: do not look."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Explain; returns the exit code."""
-    return run_command(explain, args, text_only=True)
-
-
 def explain(args: list[str]) -> None:
     """Parse ``args`` and write the distribution that they ask for."""
-    args = fill_mixture_flags(load_plugins(args))
+    args = fill_mixture_flags(args)
     flags = [
         Flag("texts", tuple[str, ...], (), PROMPT, "[TEXT]", positional=True),
         *extra_transform_flags(),
@@ -118,6 +113,9 @@ def explain(args: list[str]) -> None:
     write_out("\n".join([*bar_lines(sampler, steps, config.top, width), "", *step_lines(steps)]) + "\n")
     if greedy is not None:
         write_out("\n" + "\n".join(greedy_lines(sampler, greedy, width)) + "\n")
+
+
+main = Command(explain, text_only=True)
 
 
 def decode_greedily(sampler: Sampler, state: DecoderState, settings: GenerationConfig) -> Sample:
@@ -210,24 +208,11 @@ def to_json(
     top: int,
 ) -> dict[str, Any]:
     """All that is written as JSON values."""
-    from jaxgen.tokenizers.base import token_text
-
-    def token(step: Step, i: int) -> dict[str, Any]:
-        return {"token": token_text(sampler.tokenizer, i), "id": i, "logp": round(float(step.logp[i]), 6)}
-
     values = settings.to_json()
     found = {
         "text": sampler.decode(state.tokens) + state.held,
         "settings": {name: values[name] for name in ("temperature", "transforms")},
-        "steps": [
-            {
-                "after": step.name,
-                "tokens": step.tokens,
-                "entropy_bits": round(step.entropy, 6),
-                "top": [token(step, i) for i in step.best(top).tolist()],
-            }
-            for step in steps
-        ],
+        "steps": [step.to_json(sampler.tokenizer, top) for step in steps],
         "greedy": None,
         **sampler.origin(),
     }

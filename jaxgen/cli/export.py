@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-from jaxgen.cli.common import log, name_newest, run_command
-from jaxgen.cli.flags import Excludes, RunConfig, check_flags, load_plugins, parse
+from jaxgen.cli.common import log, name_newest
+from jaxgen.cli.flags import Command, Excludes, RunConfig, check_flags, parse
 from jaxgen.errors import UsageError
 from jaxgen.fsutil import check_output, write_output
 
@@ -41,14 +40,8 @@ RULES = tuple(
 )
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Export; returns the exit code."""
-    return run_command(export, args)
-
-
 def export(args: list[str]) -> None:
     """Parse ``args`` and write the file that they ask for."""
-    args = load_plugins(args)
     config, _ = parse(ExportConfig, args, prog="jaxgen export", description=DESCRIPTION)
     check_flags(RULES, config, args)
     if config.to is None or config.output is None:
@@ -76,3 +69,6 @@ def export(args: list[str]) -> None:
         data = write(saved, saved.params()[1])
     write_output(config.output, data, "--output")
     log(f"{saved.directory} is in {config.output} ({len(data) / 1e6:,.1f} MB).")
+
+
+main = Command(export)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from jaxgen.cli.common import run_command
 from jaxgen.cli.help import Flag, Help, as_typed, type_parts
-from jaxgen.errors import UsageError, choose, near_name
+from jaxgen.errors import UsageError, choose, flag_of, near_name
 from jaxgen.runs.groups import Group, groups_of
 
 Config = TypeVar("Config", bound=BaseModel)
 
 
-class RunConfig(BaseModel):
-    """Flags of the commands that use a language model. The docstring of a field is its help text."""
+class CommandConfig(BaseModel):
+    """Base of the flags of commands. The docstring of a field is its help text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(CommandConfig):
+    """Flags of the commands that use a language model."""
 
     in_model: ClassVar[Group] = Group("Model")
     run: str | None = None
@@ -58,6 +64,13 @@ COMMON = (
 )
 
 
+#: The arguments of the commands that show one run.
+SHOW_RUN = (
+    Flag("run", str | None, None, "Folder of the run. Default: the newest.", "[RUN]", positional=True),
+    Flag("json", bool, False, "Write one JSON object.", negatable=False),
+)
+
+
 def load_plugins(args: Sequence[str]) -> list[str]:
     """Load what ``--plugin`` and ``JAXGEN_PLUGINS`` name; returns ``args`` without the flags of plugins.
 
@@ -85,6 +98,22 @@ def load_plugins(args: Sequence[str]) -> list[str]:
     elif changed is not None:
         raise UsageError("--plugin-changed is about plugins: give --plugin too, or leave it out.")
     return [*rest, *words]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: a function of its arguments that returns the exit code. Plugins are loaded before it works.
+
+    Args:
+        work: Parses the arguments and does what they ask for. It raises ``JaxgenError`` for what the user can correct.
+        text_only: Standard output is data (see ``run_command``).
+    """
+
+    work: Callable[[list[str]], None]
+    text_only: bool = False
+
+    def __call__(self, args: Sequence[str] | None = None) -> int:
+        return run_command(lambda args: self.work(load_plugins(args)), args, text_only=self.text_only)
 
 
 def parse(
@@ -356,7 +385,7 @@ def check_flags(
     given = {*also, *(flag for flag in even_default if is_written(args, flag))}
     fields = type(config).model_fields
     for name, value in {**dict(config), **extra}.items():
-        flag = "--" + name.replace("_", "-")
+        flag = flag_of(name)
         if value not in (fields[name].default if name in fields else False, None, ()):
             given |= {flag, f"{flag} {value}"}
     check_rules(rules, given)

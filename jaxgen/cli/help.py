@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
 from jaxgen.cli.common import Answer, escape_controls
+from jaxgen.errors import flag_of
 
 #: Help is laid out for at least and at most this many columns.
 NARROWEST, WIDEST = 50, 120
@@ -38,7 +39,7 @@ class Flag(NamedTuple):
     @property
     def written(self) -> str:
         """The flag as it is written on the command line."""
-        return f"--{self.name.replace('_', '-')}"
+        return flag_of(self.name)
 
     @property
     def is_switch(self) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from jaxgen.cli.common import log, run_command
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.common import log
+from jaxgen.cli.flags import Command, CommandConfig, Flag, parse
 
 DESCRIPTION = """Make a run of a language model's weights in a safetensors file.
 
@@ -19,10 +18,8 @@ DESCRIPTION = """Make a run of a language model's weights in a safetensors file.
 It reads files of jaxgen export, and those of docs/interchange.md."""
 
 
-class ImportConfig(BaseModel):
+class ImportConfig(CommandConfig):
     """Flags of ``jaxgen import``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     run: str | None = None
     """Folder of the new run. Default: the next free runs/language-N."""
@@ -39,14 +36,8 @@ class ImportConfig(BaseModel):
     """Limit logits to this number by tanh (RecurrentGemma: 30), which a file does not record. 0: no limit."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Import; returns the exit code."""
-    return run_command(import_weights, args)
-
-
 def import_weights(args: list[str]) -> None:
     """Parse ``args`` and make the run that they ask for."""
-    args = load_plugins(args)
     file_flag = Flag("file", str, "", "The weights, a safetensors file.", "FILE", positional=True)
     config, extra = parse(ImportConfig, args, prog="jaxgen import", description=DESCRIPTION, extra=[file_flag])
 
@@ -65,3 +56,6 @@ def import_weights(args: list[str]) -> None:
     run = import_run(extra["file"], config.run, config.tokenizer, config.data, unrecorded)
     flags = plugin_flags(run.read_json("config.json")["resolved"].get("plugins", []))
     log(f"{extra['file']} is now the run {run}. Next: python sample.py --run {shlex.quote(str(run))}{flags}")
+
+
+main = Command(import_weights)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
-from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.common import write_out
+from jaxgen.cli.flags import SHOW_RUN, Command, CommandConfig, parse
 
 if TYPE_CHECKING:
     from jaxgen.inference.loading import LoadedRun
@@ -21,27 +19,13 @@ DESCRIPTION = """Show a run: its data, settings, best figure, versions, and the 
     jaxgen info runs/classify-1 --json"""
 
 
-class InfoConfig(BaseModel):
-    """Flags of ``jaxgen info``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Show the run; returns the exit code."""
-    return run_command(info, args)
-
-
 def info(args: list[str]) -> None:
     """Parse ``args`` and print what is known of the run that they name."""
     from jaxgen.inference.loading import LoadedRun
     from jaxgen.inference.run_facts import describe
     from jaxgen.runtime import need_backend
 
-    args = load_plugins(args)
-    run_flag = Flag("run", str | None, None, "Folder of the run. Default: the newest.", "[RUN]", positional=True)
-    json_flag = Flag("json", bool, False, "Write one JSON object.", negatable=False)
-    _, extra = parse(InfoConfig, args, prog="jaxgen info", description=DESCRIPTION, extra=[run_flag, json_flag])
+    _, extra = parse(CommandConfig, args, prog="jaxgen info", description=DESCRIPTION, extra=SHOW_RUN)
     need_backend()
     saved = LoadedRun.open(extra["run"])
     facts = {**describe(saved.directory), "settings": settings(saved), "arrays": list(arrays(saved))}
@@ -62,6 +46,9 @@ def info(args: list[str]) -> None:
     write_out("\narrays\n")
     write_out("".join(f"    {name:44s}{shape!s:18s}{size:>14,}\n" for name, shape, size in facts["arrays"]))
     write_out(f"    {'all':62s}{facts['parameters']:>14,}\n")
+
+
+main = Command(info)
 
 
 def settings(saved: LoadedRun) -> dict[str, Any]:

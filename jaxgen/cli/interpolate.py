@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from jaxgen.cli.common import json_line, log, name_newest, run_command, write_out
-from jaxgen.cli.flags import Flag, RunConfig, load_plugins, parse
+from jaxgen.cli.common import json_line, log, write_out
+from jaxgen.cli.flags import Command, Flag, RunConfig, parse
+from jaxgen.cli.mixture_flags import open_sampler
 from jaxgen.errors import UsageError
 from jaxgen.fsutil import check_output, write_output
 from jaxgen.runs.groups import Group
@@ -42,11 +42,6 @@ class InterpolateConfig(RunConfig):
     """Write a picture (PNG) of the probabilities of the next token along the way."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Interpolate; returns the exit code."""
-    return run_command(interpolate, args, text_only=True)
-
-
 def interpolate(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
     flags = [
@@ -54,7 +49,6 @@ def interpolate(args: list[str]) -> None:
         Flag("to", str | None, None, "The second prompt.", "TEXT", group="Prompts"),
         Flag("json", bool, False, JSON, negatable=False),
     ]
-    args = load_plugins(args)
     config, extra = parse(InterpolateConfig, args, prog="jaxgen interpolate", description=DESCRIPTION, extra=flags)
     start, end = extra["from"], extra["to"]
     if start is None or end is None:
@@ -66,15 +60,12 @@ def interpolate(args: list[str]) -> None:
     from jaxgen.cli.sampling_flags import read_temperature, with_condition_flags
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.interpolation import interpolate_prompts
-    from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
     from jaxgen.tokenizers.base import token_text
 
     settings = GenerationConfig(config.length, read_temperature(config.temperature), config.seed)
     need_backend()
-    sampler = Sampler.load(config.run, "interpolate")
-    name_newest(config.run, sampler.directory)
-    sampler = with_condition_flags(sampler, config)
+    sampler = with_condition_flags(open_sampler(config, "interpolate"), config)
     found = interpolate_prompts(sampler, start, end, settings, config.steps, config.unk)
     if config.out is not None:
         write_output(config.out, found.plot().png)
@@ -88,3 +79,6 @@ def interpolate(args: list[str]) -> None:
             write_out(json_line(value | sampler.origin()))
         else:
             writer.write_text(text, f"weight {weight:.3g}")
+
+
+main = Command(interpolate, text_only=True)

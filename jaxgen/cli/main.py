@@ -35,8 +35,6 @@ COMMANDS = {
 }
 #: Commands whose module has another name, because theirs is a keyword of Python.
 MODULES = {"import": "import_weights"}
-#: The functions of those commands that are not called like the command.
-FUNCTIONS = {"import": "import_weights", "replay": "replay_file", "runs": "list_runs"}
 #: How many objects are made before Python looks for garbage among them. Its default of 700 costs a third of a second
 #: at the start, which makes a million objects and no garbage.
 OBJECTS = 50_000

@@ -6,10 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from jaxgen.cli.common import log, name_newest
-from jaxgen.cli.flags import Excludes, Needs, Rules, RunConfig, fill_value
+from jaxgen.cli.flags import CommandConfig, Excludes, Needs, Rules, RunConfig, fill_value
 from jaxgen.errors import UsageError, counted
 from jaxgen.runs.groups import Group
 
@@ -19,10 +17,8 @@ if TYPE_CHECKING:
     from jaxgen.inference.sampler import Sampler
 
 
-class MixtureFlags(BaseModel):
+class MixtureFlags(CommandConfig):
     """Flags of a mixture."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     in_model: ClassVar[Group] = Group("Model")
     mix: tuple[str, ...] = ()
@@ -53,7 +49,7 @@ def fill_mixture_flags(args: Sequence[str]) -> list[str]:
 
 
 def open_sampler(
-    config: MixtureConfig, command: str, named: bool = True, reading: AdaptiveOptions | None = None
+    config: RunConfig, command: str, named: bool = True, reading: AdaptiveOptions | None = None
 ) -> Sampler:
     """The sampler of the run or of the mixture that the flags name; with ``named`` it says which, if they name none.
 
@@ -61,12 +57,12 @@ def open_sampler(
     """
     from jaxgen.inference.sampler import Sampler
 
-    if not config.mix:
-        sampler = Sampler.load(config.run, command)
-        if named:
-            name_newest(config.run, sampler.directory)
-        return sampler
-    return open_mixture(config, reading)
+    if isinstance(config, MixtureConfig) and config.mix:
+        return open_mixture(config, reading)
+    sampler = Sampler.load(config.run, command)
+    if named:
+        name_newest(config.run, sampler.directory)
+    return sampler
 
 
 def open_mixture(config: MixtureFlags, reading: AdaptiveOptions | None = None) -> Sampler:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jaxgen.cli.common import json_line, log, name_newest, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, Rules, RunConfig, check_flags, fill_value, load_plugins, parse
+from jaxgen.cli.common import json_line, log, write_out
+from jaxgen.cli.flags import Command, Excludes, Flag, Needs, Rules, RunConfig, check_flags, fill_value, parse
+from jaxgen.cli.mixture_flags import open_sampler
 from jaxgen.errors import DataError, UsageError, check_int, counted
 from jaxgen.fsutil import check_output, write_output
 from jaxgen.runs.groups import Group
@@ -85,14 +86,9 @@ class NeuronsConfig(RunConfig):
     """Write a picture (.png) or a page (.html) of the unit or, if there are several, of layer 0."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Look at units; returns the exit code."""
-    return run_command(neurons, args, text_only=True)
-
-
 def neurons(args: list[str]) -> None:
     """Parse ``args`` and write what they ask for."""
-    args = fill_value(load_plugins(args), "--color", "auto")
+    args = fill_value(args, "--color", "auto")
     flags = [Flag("json", bool, False, JSON, negatable=False)]
     config, extra = parse(NeuronsConfig, args, prog="jaxgen neurons", description=DESCRIPTION, extra=flags)
     check_flags(RULES, config, args, extra, even_default=DRAWING)
@@ -106,17 +102,17 @@ def neurons(args: list[str]) -> None:
             raise UsageError(f"--out is {config.out!r}: give a name that ends with .png or .html.")
 
     from jaxgen.cli.sampling_flags import with_condition_flags
-    from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
 
     need_backend()
-    sampler = Sampler.load(config.run, "neurons")
-    name_newest(config.run, sampler.directory)
-    sampler = with_condition_flags(sampler, config)
+    sampler = with_condition_flags(open_sampler(config, "neurons"), config)
     if config.clamp:
         write_clamped(sampler, config, as_json=extra["json"])
     else:
         write_units(sampler, config, as_json=extra["json"])
+
+
+main = Command(neurons, text_only=True)
 
 
 def write_units(sampler: Sampler, config: NeuronsConfig, *, as_json: bool) -> None:

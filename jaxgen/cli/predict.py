@@ -8,10 +8,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from jaxgen.cli.common import json_line, log, name_newest, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, is_written, load_plugins, parse
+from jaxgen.cli.common import json_line, log, name_newest, read_byte_lines, write_out
+from jaxgen.cli.flags import Command, CommandConfig, Excludes, Flag, Needs, check_flags, is_written, parse
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import check_output, write_output
 from jaxgen.runs.groups import Group
@@ -42,10 +42,8 @@ Size = Annotated[int, Field(gt=0, le=65_536)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class PredictConfig(BaseModel):
+class PredictConfig(CommandConfig):
     """Answer inputs with a trained model."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     in_input: ClassVar[Group] = Group("Model and inputs")
     run: Annotated[str, Field(min_length=1)] | None = None
@@ -87,14 +85,8 @@ TABLE_FLAGS = ("--header", "--lines", "--text-column")
 TEXT_FLAGS = ("--attention", "--beam", "--length", "--length-penalty", "--seed", "--temperature")
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Predict; returns the exit code."""
-    return run_command(predict, args, text_only=True)
-
-
 def predict(args: list[str]) -> None:
     """Parse ``args`` and write the answers that they ask for."""
-    args = load_plugins(args)
     extra = [
         Flag("json", bool, False, "Write one JSON object for each answer."),
         Flag("inputs", tuple[str, ...], (), INPUTS, "[FILE ...]", positional=True),
@@ -143,6 +135,9 @@ def predict(args: list[str]) -> None:
         log("Each line is answered after Enter; Ctrl-D ends.")
     answers = predictor.predict(inputs, decoding, 1 if typed else None, strict=False)
     write_answers(answers, predictor, values["json"], flush=typed)
+
+
+main = Command(predict, text_only=True)
 
 
 def texts(paths: Sequence[str], predictor: Predictor, config: PredictConfig, typed: bool) -> Iterator[str]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
-from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import Flag, load_plugins, parse
+from jaxgen.cli.common import log, read_byte_lines, write_out
+from jaxgen.cli.flags import Command, CommandConfig, Flag, parse
 from jaxgen.errors import DataError, JaxgenError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -28,10 +26,8 @@ won: a millionth is a rounding difference of another device or version, anything
 MAX_LINE = 64 * 2**20
 
 
-class ReplayConfig(BaseModel):
+class ReplayConfig(CommandConfig):
     """Flags of ``jaxgen replay``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     run: str | None = None
     """Folder of the run. Default: the one that each sample names."""
@@ -41,14 +37,8 @@ class SamplesDiffer(JaxgenError):
     """Some samples are not identical (exit code 1)."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Replay; returns the exit code."""
-    return run_command(replay_file, args)
-
-
 def replay_file(args: list[str]) -> None:
     """Parse ``args`` and replay the samples of the file that they name. Raises ``SamplesDiffer``."""
-    args = load_plugins(args)
     about = "Samples, one JSON object on each line; - for standard input."
     file_flag = Flag("file", str, "-", about, "[FILE]", positional=True)
     config, extra = parse(ReplayConfig, args, prog="jaxgen replay", description=DESCRIPTION, extra=[file_flag])
@@ -63,6 +53,9 @@ def replay_file(args: list[str]) -> None:
     if differing:
         raise SamplesDiffer(f"{differing} of {len(results)} samples are not identical.")
     log("The sample is identical." if len(results) == 1 else f"All {len(results)} samples are identical.")
+
+
+main = Command(replay_file)
 
 
 def _replay_line(value: object, number: int, file: str, run: str | None, samplers: dict[str, Sampler]) -> Replay:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from jaxgen.cli.common import log, one_line, run_command, write_out
-from jaxgen.cli.flags import Flag, Needs, check_flags, load_plugins, parse
+from jaxgen.cli.common import left_aligned, log, one_line, write_out
+from jaxgen.cli.flags import Command, CommandConfig, Flag, Needs, check_flags, parse
 from jaxgen.errors import CheckpointError, UsageError, counted
 
 DESCRIPTION = """List the runs in a folder: task, data, model, best figure, steps, date and size.
@@ -38,24 +38,16 @@ RULES = (
 )
 
 
-class RunsConfig(BaseModel):
+class RunsConfig(CommandConfig):
     """Flags of ``jaxgen runs``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     keep: Annotated[int, Field(gt=0)] | None = None
     """With --prune: of the runs with the same task, data, tokens and validation data, keep this many with the best
     figures, and remove the others too."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """List the runs; returns the exit code."""
-    return run_command(list_runs, args)
-
-
 def list_runs(args: list[str]) -> None:
     """Parse ``args``, then print the table or remove runs. Raises ``CheckpointError`` if there is no run."""
-    args = load_plugins(args)
     flags = [
         Flag("folders", tuple[str, ...], (), "Folders with runs. Without one: runs.", "[FOLDER ...]", positional=True),
         Flag("json", bool, False, "Write a JSON object for each run.", negatable=False),
@@ -83,6 +75,9 @@ def list_runs(args: list[str]) -> None:
     show(found, COLUMNS, extra["json"])
     if not extra["json"]:
         log(f"{counted(len(found), 'run')} in {where}")
+
+
+main = Command(list_runs)
 
 
 def described(folder: Path) -> list[dict[str, Any]]:
@@ -125,8 +120,7 @@ def show(found: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], as_json
         write_out("".join(json.dumps(run) + "\n" for run in found))
         return
     rows = [list(columns), *([one_line(cell(run)) for cell in columns.values()] for run in found)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    write_out("".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows))
+    write_out(left_aligned(rows))
 
 
 def prune(folders: Sequence[Path], keep: int | None, really: bool, as_json: bool) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jaxgen.cli.adaptation_flags import STEP_FLAGS
-from jaxgen.cli.common import escape_controls, json_line, log, run_command
-from jaxgen.cli.flags import Excludes, Flag, Needs, Rules, check_flags, fill_value, load_plugins, parse
+from jaxgen.cli.common import escape_controls, json_line, log
+from jaxgen.cli.flags import Command, Excludes, Flag, Needs, Rules, check_flags, fill_value, parse
 from jaxgen.cli.mixture_flags import MIXTURE_RULES, fill_mixture_flags, open_sampler
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
@@ -78,14 +78,9 @@ RULES: Rules = (
 EVEN_DEFAULT = ("--temperature", "--seed", "--length-penalty", *STEP_FLAGS)
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Sample; returns the exit code."""
-    return run_command(sample, args, text_only=True)
-
-
 def sample(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
-    args = fill_value(fill_mixture_flags(load_plugins(args)), "--color", "auto")
+    args = fill_value(fill_mixture_flags(args), "--color", "auto")
     flags = [*extra_transform_flags(), Flag("json", bool, False, JSON)]
     config, extra = parse(SampleConfig, args, prog="python sample.py", description=DESCRIPTION, extra=flags)
     several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
@@ -136,6 +131,9 @@ def sample(args: list[str]) -> None:
         write_samples(
             writer, sampler, config, dict(zip(temperatures, settings)), prompt, state, origin, as_json=extra["json"]
         )
+
+
+main = Command(sample, text_only=True)
 
 
 def read_prompt(config: SampleConfig) -> str:

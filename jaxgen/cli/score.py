@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from jaxgen.cli.adaptation_flags import ADAPTIVE_RULES, FITTED, AdaptiveScoringConfig, adaptive_options
-from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, one_line, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, fill_value, load_plugins, parse
+from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, one_line, write_out
+from jaxgen.cli.flags import Command, Excludes, Flag, Needs, check_flags, fill_value, parse
 from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
 from jaxgen.errors import UsageError, check_int, counted
 from jaxgen.runs.groups import Group
@@ -131,14 +131,9 @@ RULES = (
 )
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Score; returns the exit code."""
-    return run_command(score, args, text_only=True)
-
-
 def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
-    args = fill_value(fill_mixture_flags(load_plugins(args)), "--color", "auto")
+    args = fill_value(fill_mixture_flags(args), "--color", "auto")
     extra = [
         Flag("files", tuple[str, ...], (), FILES, "[FILE ...]", positional=True),
         Flag("json", bool, False, JSON),
@@ -185,6 +180,9 @@ def score(args: list[str]) -> None:
     for note in score_notes(total, config):
         log(note)
     log(describe_speed(total.tokens, time.perf_counter() - began, scorer.compile_seconds))
+
+
+main = Command(score, text_only=True)
 
 
 def open_beside(config: ScoreConfig, scorer: Scorer, method: dict[str, Any]) -> Scorer:
@@ -489,7 +487,7 @@ class JsonScores:
         self._write_tokens(about, keep(stream, kept) if self._surprising else stream)
         other = None if self._beside is None else read_beside(read, self._beside)
         if self._beside is not None and other is not None:
-            more["beside"] = {**score_values(other.score), **self._beside.sampler.origin()}
+            more["beside"] = {**other.score.to_json(), **self._beside.sampler.origin()}
         if self._surprising:
             scored = ScoredText(stream.score, concat(kept, self._scorer.top), self._scorer.sampler.tokenizer)
             more["surprising"] = [
@@ -525,16 +523,18 @@ class JsonScores:
 
     def _write_tokens(self, about: dict[str, Any], parts: Iterable[TokenScores]) -> None:
         """Write the beginning of an object, and the tokens as they come: a large text needs no more memory."""
-        parts = start(parts)
+        from jaxgen.tokenizers.base import token_json
+
+        parts, tokenizer = start(parts), self._scorer.sampler.tokenizer
         write_out(json_line(about)[:-2])  # without }
         if self._per_token:
             write_out(', "per_token": [')
         between = ""
         for part in parts:
             for token, logp, top, top_logp in zip(*part) if self._per_token else ():
-                found = self._token(int(token), float(logp))
+                found = token_json(tokenizer, int(token), float(logp))
                 if self._scorer.top:
-                    found["top"] = [self._token(*each) for each in zip(top.tolist(), top_logp.tolist())]
+                    found["top"] = [token_json(tokenizer, *each) for each in zip(top.tolist(), top_logp.tolist())]
                 write_out(between + json_line(found)[:-1])
                 between = ", "
         if self._per_token:
@@ -542,12 +542,7 @@ class JsonScores:
 
     def _write_score(self, score: Score, more: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write the rest of an object."""
-        write_out(", " + json_line({**score_values(score), **more, **self._settings()})[1:], flush=True)
-
-    def _token(self, token: int, logp: float) -> dict[str, object]:
-        from jaxgen.tokenizers.base import token_text
-
-        return {"token": token_text(self._scorer.sampler.tokenizer, token), "id": token, "logp": round(logp, 6)}
+        write_out(", " + json_line({**score.to_json(), **more, **self._settings()})[1:], flush=True)
 
     def _settings(self) -> dict[str, object]:
         scorer = self._scorer
@@ -555,13 +550,6 @@ class JsonScores:
         adaptive = {} if scorer.adaptive.plain else asdict(scorer.adaptive)
         about = {"unk": scorer.unk, "end": scorer.end, **scorer.sampler.origin()}
         return {"state": scorer.state, **how, **adaptive, **about}
-
-
-def score_values(score: Score) -> dict[str, object]:
-    """A score as JSON values."""
-    names = ("logp", "tokens", "chars", "bytes", "words", "unknown", "nats_per_token", "perplexity")
-    ratios = ("word_perplexity", "bits_per_char", "bits_per_byte")
-    return {name: getattr(score, name) for name in (*names, *ratios)}
 
 
 ScoreWriter = ScoreTable | JsonScores

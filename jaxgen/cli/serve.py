@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from jaxgen.cli.adaptation_flags import STEP_FLAGS, AdaptationConfig
-from jaxgen.cli.common import log, run_command
-from jaxgen.cli.flags import Excludes, Needs, Rules, check_flags, load_plugins, parse
+from jaxgen.cli.common import log
+from jaxgen.cli.flags import Command, Excludes, Needs, Rules, check_flags, parse
 from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureFlags, fill_mixture_flags, open_mixture
 from jaxgen.errors import UsageError
 from jaxgen.runs.groups import Group
@@ -98,14 +98,9 @@ RULES: Rules = (
 )
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Serve; returns the exit code."""
-    return run_command(serve, args)
-
-
 def serve(args: list[str]) -> None:
     """Parse ``args`` and serve until a signal comes."""
-    args = fill_mixture_flags(load_plugins(args))
+    args = fill_mixture_flags(args)
     config, _ = parse(ServeConfig, args, prog="jaxgen serve", description=DESCRIPTION)
     check_flags(RULES, config, args, even_default=STEP_FLAGS)
     _ = config.adaptation  # raises ``UsageError`` for a value out of range
@@ -123,6 +118,9 @@ def serve(args: list[str]) -> None:
         raise UsageError(f'A server needs more packages ({error.name}): `pip install "jaxgen[serve]"`.') from None
     with raise_on_signal("serving"):
         run_server(config, key, local)
+
+
+main = Command(serve)
 
 
 def run_server(config: ServeConfig, key: str | None, local: bool) -> None:

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import log, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, Rules, check_rules, flag_value, is_written, load_plugins, parse
+from jaxgen.cli.common import left_aligned, log, write_out
+from jaxgen.cli.flags import Command, Excludes, Flag, Needs, Rules, check_rules, flag_value, is_written, parse
 from jaxgen.cli.train import DEFAULT_TASK, parse_seeds, registry_names
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import UsageError, choose, flag_of
 
 if TYPE_CHECKING:
     from jaxgen.runs.config import TrainConfig
@@ -46,11 +46,6 @@ FIXED = {
 TRIALS = 10
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Sweep; returns the exit code."""
-    return run_command(sweep, args)
-
-
 def sweep(args: list[str]) -> None:
     """Parse ``args``, train what is not trained yet, and print the trials."""
     from jaxgen.runs.collection import is_sweep
@@ -58,7 +53,6 @@ def sweep(args: list[str]) -> None:
     from jaxgen.tasks.registry import DATA
     from jaxgen.trainer.sweep import Sweep
 
-    args = load_plugins(args)
     task = DEFAULT_TASK
     named = bool(args) and not args[0].startswith("-")
     if named:
@@ -83,6 +77,9 @@ def sweep(args: list[str]) -> None:
         return
     write_out(table(rows))
     log(f"The picture is {found.folder / 'sweep.png'}.")
+
+
+main = Command(sweep)
 
 
 def _parse(kind: type[TrainConfig], args: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
@@ -195,8 +192,8 @@ def _plan(config: TrainConfig, extra: Mapping[str, Any], args: Sequence[str]) ->
         spaces = [_space(kind, base, name, words) for name, words in _named(kind, extra["random"])]
         trials = [] if extra["optuna"] else draws(spaces, number, seed)
     for name in {name for values in trials for name in values} | {space.name for space in spaces}:
-        if is_written(args, f"--{name.replace('_', '-')}"):
-            raise UsageError(f"--{name.replace('_', '-')} is given as a flag and searched over: leave one of them out.")
+        if is_written(args, flag_of(name)):
+            raise UsageError(f"{flag_of(name)} is given as a flag and searched over: leave one of them out.")
     if extra["halving"] is not None and any("steps" in values or "epochs" in values for values in trials):
         raise UsageError("--halving decides the steps of a trial: do not search over --steps or --epochs.")
     seeds = extra["seeds"]
@@ -246,7 +243,7 @@ def _named(kind: type[TrainConfig], words: Sequence[str]) -> list[tuple[str, lis
         name, equals, values = word.partition("=")
         name = choose(name.lstrip("-").replace("-", "_"), kind.model_fields, "setting")
         if name in FIXED:
-            raise UsageError(f"A sweep cannot search over --{name.replace('_', '-')}: {FIXED[name]}.")
+            raise UsageError(f"A sweep cannot search over {flag_of(name)}: {FIXED[name]}.")
         if not equals or not all(values.split(",")):
             raise UsageError(f"{word!r} names no values: give {name}=A,B, for example.")
         if name in found:
@@ -259,7 +256,7 @@ def _value(kind: type[TrainConfig], base: Sequence[str], name: str, word: str) -
     """A value of a setting as the command line reads it, as JSON. Raises ``UsageError``."""
     from jaxgen.cli.help import type_parts
 
-    flag, parts = f"--{name.replace('_', '-')}", type_parts(kind.model_fields[name].annotation)
+    flag, parts = flag_of(name), type_parts(kind.model_fields[name].annotation)
     if dict in parts:
         raise UsageError(f"A sweep cannot search over {flag}, which has several values.")
     words = [f"{flag}={word}"]
@@ -297,8 +294,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         more = [str(len(row["figures"]))] if several else []
         more += [f"{row['steps']:,}"] if halving else []
         lines.append([str(row["trial"]), *(show_value(row["values"][n]) for n in names), figure, *more, row["run"]])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
+    return left_aligned(lines)
 
 
 class Display:

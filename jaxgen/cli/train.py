@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -186,7 +185,6 @@ def parse_seeds(text: str, first: int) -> list[int]:
 def _find_lr(config: TrainConfig, picture: str, screen: Screen, refuse: bool) -> None:
     """Try learning rates, draw ``picture`` and print the rate that they suggest."""
     from jaxgen.fsutil import check_output, write_output
-    from jaxgen.plots import draw_rates
     from jaxgen.trainer.lr_finder import find_lr
 
     if refuse:
@@ -199,9 +197,8 @@ def _find_lr(config: TrainConfig, picture: str, screen: Screen, refuse: bool) ->
         if step % SHOWN_EVERY == 0:
             print(f"learning rate {rate:.1e}: loss {loss:.4f}", flush=True)
 
-    found, buffer = find_lr(config, screen.show, watch), io.BytesIO()
-    draw_rates(found.rates, found.losses, found.suggestion, buffer)
-    write_output(picture, buffer.getvalue())
+    found = find_lr(config, screen.show, watch)
+    write_output(picture, found.plot().png)
     print(f"The curve is in {picture}. Next: the same command with --lr {found.suggestion:.1g} instead of --lr-find.")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.data.datasets import BUILTIN, NAMED, is_url
-from jaxgen.errors import DataError, UsageError, counted, is_iterable, listed, to_python
+from jaxgen.errors import DataError, UsageError, counted, flag_of, is_iterable, listed, to_python
 from jaxgen.fsutil import replace_file, user_cache
 from jaxgen.tokenizers.base import text_bytes
 
@@ -61,7 +61,7 @@ def data_settings(
             other_column = "text_column" in other and other["text_column"] != {**settings, **found}.get("text_column")
             forms = {_form(each["data"]) for each in (found, other) if "data" in each} - {None}
             if other_column or len(forms) > 1:
-                raise UsageError(f"The data and --{name.replace('_', '-')} are not of the same form: give both alike.")
+                raise UsageError(f"The data and {flag_of(name)} are not of the same form: give both alike.")
             found[name] = other["data"]
     return found
 

@@ -543,14 +543,6 @@ def clamped(sampler: Sampler, values: Mapping[Unit | str | int, float]) -> Sampl
     check_kind("clamped", values, Mapping, 'units with their values, such as {"0:c:17": 2.0}')
     task, sizes = sampler.task, Layout.of(sampler).states
     held = {read_unit(unit, sizes): float(value) for unit, value in values.items()}
-    other = Sampler(
-        replace(task, model=hold_units(task.model, held)),
-        sampler.codec,
-        sampler.params,
-        documents=sampler.documents,
-        reading=sampler.reading,
-    )
-    for name in ("condition", "errors", "directory", "digest", "plugins"):
-        setattr(other, name, getattr(sampler, name))
+    other = sampler.with_task(replace(task, model=hold_units(task.model, held)))
     other.held = {**sampler.held, **{str(unit): value for unit, value in held.items()}}
     return other

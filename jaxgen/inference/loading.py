@@ -203,8 +203,7 @@ class LoadedRun:
         return self._best(store, shapes)
 
     def _best(self, store: CheckpointStore, shapes: Params) -> tuple[int, Params, str]:
-        best = store.best()
-        step = store.latest() if best is None else best
+        step = store.best_or_latest()
         if step == 0 and self.resolved["steps"]:
             raise CheckpointError(
                 f"The run {self.directory} has learnt nothing yet: its only checkpoint holds its initial "

@@ -15,7 +15,7 @@ from jaxgen.inference.state import DecoderState
 from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.sampling.transforms.base import Last
 from jaxgen.sampling.transforms.temperature import Temperature, temperature_table
-from jaxgen.tokenizers.base import Tokenizer, quote_token
+from jaxgen.tokenizers.base import Tokenizer, quote_token, token_json
 
 #: Tokens that the name of a transform lists at most.
 MAX_NAMED = 3
@@ -41,6 +41,11 @@ class Step(NamedTuple):
     def best(self, number: int) -> np.ndarray:
         """The ``number`` most probable tokens that can be drawn, the most probable first."""
         return np.argsort(-self.logp, kind="stable")[: min(number, self.tokens)]
+
+    def to_json(self, tokenizer: Tokenizer, top: int) -> dict[str, Any]:
+        """The step with its ``top`` most probable tokens as JSON values."""
+        best = [token_json(tokenizer, i, float(self.logp[i])) for i in self.best(top).tolist()]
+        return {"after": self.name, "tokens": self.tokens, "entropy_bits": round(self.entropy, 6), "top": best}
 
 
 def distribution_steps(sampler: Sampler, state: DecoderState, settings: GenerationConfig) -> list[Step]:

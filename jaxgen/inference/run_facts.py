@@ -45,7 +45,6 @@ def describe(directory: RunDirectory) -> dict[str, Any]:
     try:
         config, resolved, data = saved["config"], saved["resolved"], DATA[saved["task"]]
         rows, metric = MetricsLog(directory.metrics_path).read(), data.METRIC
-        values = [row[metric.name] for row in rows if isinstance(row.get(metric.name), float)]
         written = max(path.stat().st_mtime for path in (directory.config_path, directory.metrics_path) if path.exists())
         return {
             "run": str(directory),
@@ -57,7 +56,7 @@ def describe(directory: RunDirectory) -> dict[str, Any]:
             "model": network(config),
             "parameters": int(resolved["parameters"]),
             "metric": metric.name,
-            "best": (max if metric.higher_is_better else min)(values, default=None),
+            "best": metric.best_of(rows),
             "step": int(rows[-1]["step"]) if rows else 0,
             "steps": int(resolved["steps"]),
             "saved": CheckpointStore(directory.checkpoints_path).latest() or 0,

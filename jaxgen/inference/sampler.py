@@ -18,11 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgen import jitted
 from jaxgen.errors import UsageError, check_int, check_kind, check_text, counted
-from jaxgen.fsutil import json_sha256
+from jaxgen.fsutil import json_sha256, write_output
 from jaxgen.inference.adaptation import Adaptation, AdaptiveOptions, AdaptiveReader, join_params
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun, TrainedModel
-from jaxgen.inference.state import AdaptedWeights, DecoderState, load_state, save_state
+from jaxgen.inference.state import AdaptedWeights, DecoderState, load_state, state_bytes
 from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
 from jaxgen.plugins import used_plugins
 from jaxgen.runs.manifest import tree_sha256
@@ -198,6 +198,12 @@ class Sampler(TrainedModel):
         """A sampler with the same weights for texts under ``condition``."""
         other = self._copy()
         other.condition = condition
+        return other
+
+    def with_task(self, task: Any) -> Sampler:
+        """A sampler with the same weights for another ``task``, whose parameters have the same names and shapes."""
+        other = self._copy()
+        other.task, other._computed = task, {}
         return other
 
     @property
@@ -413,7 +419,7 @@ class Sampler(TrainedModel):
 
     def save_state(self, path: str | Path, state: DecoderState) -> None:
         """Write ``state`` and the digest of its weights to a file."""
-        save_state(path, state, self.weights_digest())
+        write_output(path, state_bytes(state, self.weights_digest()))
 
     def load_state(self, path: str | Path) -> DecoderState:
         """The state in a file. Raises ``CheckpointError`` if it is damaged or belongs to other weights."""
@@ -475,9 +481,7 @@ class Sampler(TrainedModel):
         first = check_int("The index of a sample", first, 0, MAX_SEED - MAX_SAMPLES)
         skip = check_int("The number of tokens to skip", skip, 0, MAX_LENGTH)
         begun = self.begin(prompt, settings, state, unk, settings.block)
-        decoding = begun.kinds, STREAM_CHUNK, settings.greedy
-        indices = range(first, first + num_samples)
-        return self._stream(decoding, settings, begun.transforms, begun.ids, begun.held, state, indices, skip)
+        return self._stream(begun, settings, state, range(first, first + num_samples), skip)
 
     def begin(
         self, prompt: str, settings: GenerationConfig, state: DecoderState | None, unk: str, rows: int
@@ -491,16 +495,10 @@ class Sampler(TrainedModel):
         return Beginning(ids, held, chosen.kinds, transforms)
 
     def _stream(
-        self,
-        decoding: tuple[Kinds, int, bool],
-        settings: GenerationConfig,
-        transforms: tuple[Any, ...],
-        ids: np.ndarray,
-        held: str,
-        state: DecoderState | None,
-        indices: range,
-        skip: int,
+        self, begun: Beginning, settings: GenerationConfig, state: DecoderState | None, indices: range, skip: int
     ) -> Iterator[Chunk]:
+        ids, held, kinds, transforms = begun
+        decoding = kinds, STREAM_CHUNK, settings.greedy
         deadline = time.monotonic() + (settings.max_seconds or float("inf"))
         rows, base = settings.block, indices.start // settings.block * settings.block
         carry, logits = self._read(ids, held, state).repeated(rows)
@@ -514,13 +512,13 @@ class Sampler(TrainedModel):
             ]
             keys = sample_keys(settings.seed, np.arange(base, end, dtype=np.int32))
             if blocks == 1:
-                begun, keys = self._to_weights_device((start, keys))
+                states, keys = self._to_weights_device((start, keys))
                 decoder = partial(jitted.jit_decode(self.task, *decoding), self.weights_at(state))
             else:
                 devices = count_devices(blocks)
-                weights, begun, keys = device_layout(self.weights_at(state), start, keys, blocks, devices)
+                weights, states, keys = device_layout(self.weights_at(state), start, keys, blocks, devices)
                 decoder = partial(jitted.jit_decode_blocks(self.task, *decoding, devices), weights)
-            yield from self._decode(decoder, begun, keys, settings.length, texts, deadline)
+            yield from self._decode(decoder, states, keys, settings.length, texts, deadline)
             base = end
 
     def _blocks_per_call(self, settings: GenerationConfig, transforms: tuple[Any, ...], number: int) -> int:

@@ -206,6 +206,12 @@ class Score:
         """Bits per byte; None without bytes."""
         return -self.logp / math.log(2) / self.bytes if self.bytes else None
 
+    def to_json(self) -> dict[str, Any]:
+        """The sums and the ratios as JSON values."""
+        names = ("logp", "tokens", "chars", "bytes", "words", "unknown", "nats_per_token", "perplexity")
+        ratios = ("word_perplexity", "bits_per_char", "bits_per_byte")
+        return {name: getattr(self, name) for name in (*names, *ratios)}
+
 
 class Surprise(NamedTuple):
     """A token of a text, its position from 1, its bits, and the text around it."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import CheckpointError, UsageError, check_kind, counted
-from jaxgen.fsutil import dump_json, json_sha256, parse_json, write_output
+from jaxgen.fsutil import dump_json, json_sha256, parse_json
 from jaxgen.runs.manifest import array_sha256, decode_arrays, encode_arrays, header_bytes, metadata
 from jaxgen.training.dynamic_evaluation import AdaptedState
 from jaxgen.types import Array, Carry
@@ -24,22 +24,17 @@ from jaxgen.types import Array, Carry
 MAX_BYTES = 2**30
 
 
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> None:
-    """Write arrays to one safetensors file, with the JSON values ``about`` and a digest of both in its header."""
-    write_output(path, _file_bytes(arrays, about))
-
-
-def _file_bytes(arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> bytes:
-    """The content of a file of ``save_arrays``."""
+def array_file(arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> bytes:
+    """The content of a safetensors file with the JSON values ``about``, and a digest of all, in its header."""
     values = json.loads(dump_json(dict(about)))
     return encode_arrays(arrays, {"about": json.dumps(values), "sha256": _digest(arrays, values)})
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """The arrays and JSON values that ``save_arrays`` wrote.
+    """The arrays and JSON values in an ``array_file``.
 
     Raises:
-        CheckpointError: if the file is missing, altered, or was not written by ``save_arrays``.
+        CheckpointError: if the file is missing, altered, or is no ``array_file``.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe or a device would block
@@ -156,20 +151,15 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
     return DecoderState(carry, logits, (a if weight < 0.5 else b).tokens, a.held)
 
 
-def save_state(path: str | Path, state: DecoderState, checkpoint: str) -> None:
-    """Write ``state`` and the digest of the checkpoint that it belongs to."""
-    write_output(Path(path), state_bytes(state, checkpoint))
-
-
 def state_bytes(state: DecoderState, checkpoint: str) -> bytes:
-    """The content of a file of ``save_state``."""
+    """The content of a file of ``state``, with the digest of the checkpoint that it belongs to."""
     arrays = _named_leaves("leaf", (state.carry, state.logits))
     arrays["tokens"] = np.asarray(state.tokens, np.int32)
     about: dict[str, object] = {"checkpoint": checkpoint, "held": state.held}
     if state.adapted is not None:
         arrays |= _named_leaves("adapted", state.adapted.state)
         about["adapted_to"] = state.adapted.read
-    return _file_bytes(arrays, about)
+    return array_file(arrays, about)
 
 
 def load_state(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Int, PyTree, Shaped
 
-from jaxgen.models.layers import Embedding, RecurrentModel, cell_state, dropout, fold_in_rows, unroll_layer
+from jaxgen.models.layers import RecurrentModel, cell_state, dropout, fold_in_rows, unroll_layer
 from jaxgen.types import Array, ArrayLike, RowKeys, TokenRows
 
 
@@ -50,14 +50,7 @@ class Encoder(RecurrentModel):
     bidirectional: bool = False
 
     def setup(self) -> None:
-        self.embedding = Embedding(
-            self.vocab_size,
-            self.width,
-            self.embed_dropout,
-            self.embed_stddev,
-            self.locked_dropout,
-            self.embed_row_dropout,
-        )
+        self.embedding = self.make_embedding(self.embed_stddev)
         self.forwards = self.make_layers()
         if self.bidirectional:
             self.backwards = self.make_layers()

@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from jaxgen.cells.precision import dot_general, matmul, matmul_transposed
 from jaxgen.errors import UsageError
 from jaxgen.models.layers import (
-    Embedding,
     RecurrentModel,
     Stack,
     cell_state,
@@ -125,9 +124,7 @@ class LanguageModel(RecurrentModel):
 
     def setup(self) -> None:
         # Inputs of a cell should have unit variance; rows of an output matrix (with ``tie``) should have unit length.
-        stddev = self.width**-0.5 if self.tie else 1.0
-        drops = self.embed_dropout, stddev, self.locked_dropout, self.embed_row_dropout
-        self.embedder = Embedding(self.vocab_size, self.width, *drops)
+        self.embedder = self.make_embedding(self.width**-0.5 if self.tie else 1.0)
         nn.share_scope(self, self.embedder)  # the parameter is ``embedding``, not ``embedder/embedding``
         if self.width:
             self.embedder.matrix()  # initial values depend on the order of creation: the embedding comes first

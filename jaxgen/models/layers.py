@@ -444,6 +444,12 @@ class RecurrentModel(nn.Module):
         return max(rates) > 0
 
     @nn.nowrap
+    def make_embedding(self, stddev: float) -> Embedding:
+        """The embedding, with initial values of this standard deviation."""
+        drops = self.embed_dropout, stddev, self.locked_dropout, self.embed_row_dropout
+        return Embedding(self.vocab_size, self.width, *drops)
+
+    @nn.nowrap
     def make_layers(self) -> list[nn.Module]:
         """A cell for each layer, or a block that contains it."""
         pattern = self.cells_of_pattern

@@ -134,6 +134,11 @@ class CheckpointStore:
             raise metrics.unknown[0]
         return metrics.best
 
+    def best_or_latest(self) -> int | None:
+        """The step whose weights are the result of the run: the best, or the latest if none was evaluated."""
+        best = self.best()
+        return self.latest() if best is None else best
+
     def metric(self, step: int) -> float | None:
         """The metric that ``step`` was saved with; ``None`` if there was none or it was not finite."""
         return self._manifest(step).metric

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, near_name, to_python
+from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, flag_of, near_name, to_python
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.groups import Group, groups_of
@@ -248,7 +248,7 @@ class TrainConfig(BaseModel):
     @field_validator("run", "init_from")
     @classmethod
     def _can_be_a_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
-        check_folder(value, f"--{str(info.field_name).replace('_', '-')}")
+        check_folder(value, flag_of(str(info.field_name)))
         return value
 
     @field_validator("log")
@@ -340,7 +340,7 @@ def describe_errors(error: ValidationError, kind: type[BaseModel]) -> str:
         where = ".".join(map(str, item["loc"]))
         message = item["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
         message = message.replace("a valid tuple", "a name or a list of names")
-        flag = f"--{where.split('.')[0].replace('_', '-')}" if where else ""
+        flag = flag_of(where.split(".")[0]) if where else ""
         if item["type"] == "extra_forbidden":
             lines.append(f"{where!r} is no setting of this task{_suggest(where, kind.model_fields)}")
         elif flag:
@@ -430,9 +430,7 @@ def _toml(value: Any, name: str) -> str:
     """A setting as a value of TOML; ``name`` is for the message."""
     if isinstance(value, str):
         if not value.isprintable() and re.search("[\ud800-\udfff]", value):
-            raise UsageError(
-                f"--{name.replace('_', '-')} is not UTF-8, which a TOML file cannot hold: rename the file."
-            )
+            raise UsageError(f"{flag_of(name)} is not UTF-8, which a TOML file cannot hold: rename the file.")
         quoted = json.dumps(value, ensure_ascii=False)
         return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
     if isinstance(value, (tuple, list)):

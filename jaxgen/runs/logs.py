@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,12 +11,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from pydantic.dataclasses import dataclass
 
 from jaxgen.errors import CheckpointError
-from jaxgen.fsutil import RESUME, STRICT, json_sha256, parse_json, refuse_links, replace_file, sync_folder, write_errors
+from jaxgen.fsutil import RESUME, STRICT, append_file, json_sha256, parse_json, plain_json, refuse_links, replace_file
 
 #: The largest log that is read, the most rows (with their lists and objects) or sections, and the longest row.
 MAX_LOG_BYTES, MAX_LOG_PARTS, MAX_ROW_BYTES = 2**27, 2**20, 2**20
@@ -57,7 +53,7 @@ class LogRecord:
 def _row_digest(row: Mapping[str, object]) -> str:
     """The digest of a row without its timings, which differ between equal runs."""
     timings = {name for name in row if name == "seconds" or name.endswith("_per_second")}
-    return json_sha256(_plain({name: value for name, value in row.items() if name not in timings}))[:16]
+    return json_sha256(plain_json({name: value for name, value in row.items() if name not in timings}))[:16]
 
 
 class MetricsLog:
@@ -75,10 +71,10 @@ class MetricsLog:
 
         Scalars of NumPy and JAX are written as numbers.
         """
-        line = json.dumps(_plain(row), allow_nan=False) + "\n"
+        line = json.dumps(plain_json(row), allow_nan=False) + "\n"
         if _ends_torn(self.path):
             replace_file(self.path, b"".join(line.raw for line in self._lines()), RESUME)
-        _append(self.path, line.encode("ascii"))
+        append_file(self.path, line.encode("ascii"))
 
     def read(self) -> list[dict[str, Any]]:
         """All rows in the order written, without lines that are not rows."""
@@ -141,7 +137,7 @@ def append_sample(path: str | os.PathLike[str], step: int, text: str) -> None:
     target = Path(path)
     if _ends_torn(target):
         replace_file(target, b"".join(section for _, section in _sections(_content(target, HEAD))), RESUME)
-    _append(target, b"=== step %d ===\n%b\n\n" % (step, body.rstrip(b"\n")))
+    append_file(target, b"=== step %d ===\n%b\n\n" % (step, body.rstrip(b"\n")))
 
 
 def truncate_samples(path: str | os.PathLike[str], step: int) -> None:
@@ -200,26 +196,3 @@ def _ends_torn(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Append ``data`` and sync it to disk: a later checkpoint relies on it, even after a power failure."""
-    with write_errors(path, needed=len(data)):
-        new = not path.exists()
-        with open(path, "ab", buffering=0) as file:  # a single write: a kill leaves the line whole or absent
-            if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-        if new:
-            sync_folder(path.parent)
-
-
-def _plain(value: object) -> object:
-    """``value`` in the types of JSON; numbers that are not finite become ``None``."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

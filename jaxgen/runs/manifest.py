@@ -41,6 +41,7 @@ from jaxgen.fsutil import (
     parse_json,
     read_bounded,
 )
+from jaxgen.runtime import total_memory
 
 #: Any pytree of arrays.
 Tree: TypeAlias = Any
@@ -390,11 +391,8 @@ def read_manifest(folder: Path, step: int, run_digest: str | None = None) -> Man
 
 def check_memory(step: int, leaves: Mapping[str, Leaf]) -> None:
     """Raise ``CheckpointError`` if the arrays are larger than this machine's memory, before any is allocated."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return
-    needed = sum(leaf.nbytes for leaf in leaves.values())
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > available:
+    needed, available = sum(leaf.nbytes for leaf in leaves.values()), total_memory()
+    if available is not None and needed > available:
         raise CheckpointError(
             f"The arrays of the checkpoint of step {step} take {needed / 2**30:,.0f} GiB according to its {MANIFEST}, "
             f"and this machine has {available / 2**30:,.0f} GiB. Use a machine with more memory, or copy the run again."

@@ -8,7 +8,6 @@ import binascii
 import hashlib
 import json
 import logging
-import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -28,6 +27,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from jaxgen.errors import DataError, JaxgenError, UsageError, choose
+from jaxgen.fsutil import plain_json
 from jaxgen.inference.engine import BusyError, Engine, Event
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.inspection import Inspection, inspect_text
@@ -40,6 +40,7 @@ from jaxgen.server.completions import (
     Completion,
     Limits,
     check_probabilities,
+    check_unconditioned,
     conditioned,
     open_sampler,
     temperature_of,
@@ -56,7 +57,7 @@ from jaxgen.server.schemas import (
     ScoreRequest,
     StateRequest,
 )
-from jaxgen.tokenizers.base import token_text
+from jaxgen.tokenizers.base import token_json
 from jaxgen.version import __version__
 
 Result = TypeVar("Result")
@@ -144,7 +145,7 @@ class Server:
         finally:
             self._waiting -= 1
         try:
-            found: Json = _plain(await anyio.to_thread.run_sync(function, body))
+            found: Json = plain_json(await anyio.to_thread.run_sync(function, body))
             return found
         finally:
             self._turn.release()
@@ -225,17 +226,15 @@ class Server:
         found, tokenizer = [], sampler.tokenizer
         for text in texts:
             scored = scorer.details(text, body.prompt)
-            names = ("logp", "tokens", "chars", "bytes", "words", "unknown", "nats_per_token", "perplexity")
-            score = {name: getattr(scored.score, name) for name in (*names, "bits_per_char", "bits_per_byte")}
             tokens = [
-                {**_token(tokenizer, i, logp), "top": [_token(tokenizer, *each) for each in zip(*top)]}
+                {**token_json(tokenizer, i, logp), "top": [token_json(tokenizer, *each) for each in zip(*top)]}
                 for i, logp, top in zip(
                     scored.tokens.tokens.tolist(),
                     scored.tokens.logp.tolist(),
                     zip(scored.tokens.top.tolist(), scored.tokens.top_logp.tolist()),
                 )
             ]
-            found.append({**score, "per_token": tokens})
+            found.append({**scored.score.to_json(), "per_token": tokens})
         return {"object": "score", "model": served.name, "checkpoint": sampler.digest, "data": found}
 
     def predict(self, body: PredictRequest) -> Json:
@@ -270,16 +269,8 @@ class Server:
         check_probabilities(len(body.text), len(body.units or ()))
         name, sampler, before, _ = open_sampler(self.models, self.states, body)
         settings = GenerationConfig(MAX_TOKENS, temperature_of(body), 0, transforms_of(body))
-        state, tokenizer = sampler.read(body.text, before, unk=body.unk), sampler.tokenizer
-        steps = [
-            {
-                "after": step.name,
-                "tokens": step.tokens,
-                "entropy_bits": step.entropy,
-                "top": [_token(tokenizer, i, float(step.logp[i])) for i in step.best(body.top).tolist()],
-            }
-            for step in distribution_steps(sampler, state, settings)
-        ]
+        state = sampler.read(body.text, before, unk=body.unk)
+        steps = [step.to_json(sampler.tokenizer, body.top) for step in distribution_steps(sampler, state, settings)]
         found: Json = {"object": "inspection", "model": name, "checkpoint": sampler.digest, "next": steps}
         if body.units is not None or body.array is not None or body.find is not None:
             _check_unadapted(self.models.language(body.model)[1])
@@ -296,8 +287,7 @@ class Server:
         before = loaded.before
         if body.state is not None:
             before = self.states.find(body.state, served.name, checkpoint).state
-            if body.label is not None or body.features is not None:
-                raise UsageError("A state continues a text whose condition is fixed: leave out label and features.")
+            check_unconditioned(body)
         sampler = conditioned(sampler, body)
         if body.to is not None:
             if before is None or body.state is None or body.prompt or body.tokens is not None:
@@ -411,12 +401,12 @@ def create_app(
     @route("GET", "/v1/runs")
     async def list_runs() -> JSONResponse:
         """The runs of the folder that the server shows, and those that are served."""
-        return JSONResponse(_plain(await anyio.to_thread.run_sync(server.runs.list)))
+        return JSONResponse(plain_json(await anyio.to_thread.run_sync(server.runs.list)))
 
     @route("GET", "/v1/runs/{name:path}")
     async def run_curves(name: str) -> JSONResponse:
         """The losses of a run, and the metric that decides, at the steps of its evaluations."""
-        return JSONResponse(_plain(await anyio.to_thread.run_sync(server.runs.curves, name)))
+        return JSONResponse(plain_json(await anyio.to_thread.run_sync(server.runs.curves, name)))
 
     @route("GET", "/health")
     async def health() -> JSONResponse:
@@ -561,10 +551,6 @@ def _check_unadapted(loaded: Loaded) -> None:
         )
 
 
-def _token(tokenizer: Any, token: int, logp: float) -> Json:
-    return {"token": token_text(tokenizer, token), "id": token, "logp": round(logp, 6)}
-
-
 def _inside(seen: Inspection, body: InspectRequest) -> Json:
     """What a request asks for of a text that was read."""
     arrays = seen.arrays
@@ -593,17 +579,6 @@ def _attention(predictor: Predictor, source: Any, decoding: DecodingConfig, numb
     found = predictor.attention(source, decoding, number)
     weights = [[round(float(value), 4) for value in row] for row in found.weights]
     return {"written": found.written, "source": found.source, "weights": weights, "grid": found.is_grid}
-
-
-def _plain(value: Any) -> Any:
-    """A value of arrays and numbers as JSON values; what is not finite is ``None``."""
-    if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _pixels(predictor: Any, image: str) -> np.ndarray:

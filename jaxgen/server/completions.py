@@ -107,6 +107,12 @@ def check_probabilities(tokens: int, top: int) -> None:
         )
 
 
+def check_unconditioned(body: Condition) -> None:
+    """Raise ``UsageError`` for labels and features beside a state."""
+    if body.label is not None or body.features is not None:
+        raise UsageError("A state continues a text whose condition is fixed: leave out label and features.")
+
+
 def conditioned(sampler: Sampler, body: Condition) -> Sampler:
     """``sampler`` for the labels and features of a request. Raises ``UsageError``."""
     if body.label is None and body.features is None:
@@ -128,8 +134,7 @@ def open_sampler(
         sampler = models.clamped(sampler, body.clamp)
     if body.state is None:
         return served.name, conditioned(sampler, body), loaded.before, loaded.origin
-    if body.label is not None or body.features is not None:
-        raise UsageError("A state continues a text whose condition is fixed: leave out label and features.")
+    check_unconditioned(body)
     kept = states.find(body.state, served.name, sampler.weights_digest())
     origin = StateOrigin(state=StateFile(file=f"{body.state}.safetensors", sha256=kept.sha256))
     return served.name, sampler, kept.state, origin

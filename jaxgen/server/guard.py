@@ -36,11 +36,11 @@ BODY_SECONDS = 30.0
 SEND_SECONDS = 300.0
 
 
-def error_body(message: str, status: int, code: str | None = None) -> dict[str, Any]:
+def error_body(message: str, status: int) -> dict[str, Any]:
     """An error as OpenAI's interface has it."""
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 class Refusal(Exception):

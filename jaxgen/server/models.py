@@ -83,8 +83,7 @@ def checkpoint_versions(runs: Sequence[Path]) -> tuple[object, ...]:
     found: list[object] = []
     for run in runs:
         store = LoadedRun.open(run).checkpoints
-        step = store.best()
-        step = store.latest() if step is None else step
+        step = store.best_or_latest()
         found.append((step, store.digest(step)))
     return tuple(found)
 

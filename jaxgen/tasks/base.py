@@ -17,8 +17,8 @@ from pydantic import Field
 
 from jaxgen.data.batches import Batches
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
-from jaxgen.errors import UsageError, choose
-from jaxgen.plots import AttentionMap
+from jaxgen.errors import UsageError, choose, flag_of
+from jaxgen.plots import AttentionMap, Best
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import MAX_VOCAB, Tokenizer
@@ -52,6 +52,15 @@ class Metric(NamedTuple):
     higher_is_better: bool
     label: str = ""  # with its unit, for pictures
     most: float = math.inf  # the largest possible value, which cannot be improved
+
+    def best_at(self, step: int) -> Best:
+        """Returns the best checkpoint, that of ``step``, for pictures."""
+        return Best(step, self.name, self.label)
+
+    def best_of(self, rows: Iterable[Values]) -> float | None:
+        """Returns the best value in some rows of metrics; None if none has one."""
+        values = [row[self.name] for row in rows if isinstance(row.get(self.name), float)]
+        return (max if self.higher_is_better else min)(values, default=None)
 
     def is_perfect(self, row: Values) -> bool:
         """Returns whether no evaluation can be better than this one."""
@@ -253,15 +262,16 @@ def echo_command(text: str) -> str:
 VocabSize = Annotated[int, Field(gt=0, le=MAX_VOCAB)]
 
 
-def flag_of(setting: str) -> str:
-    """Returns the command-line flag of a setting."""
-    return f"--{setting.replace('_', '-')}"
-
-
 def check_header(config: Any, column: str) -> None:
     """Raises ``ValueError`` for ``--header`` without the setting ``column``, as no table is read then."""
     if config.header != "auto" and getattr(config, column) is None:
         raise ValueError(f"--header {config.header} is about tables: give {flag_of(column)} too, or leave it out")
+
+
+def check_tie(config: Any) -> None:
+    """Raises ``ValueError`` for ``--tie`` without an embedding."""
+    if config.tie and config.embed == 0:
+        raise ValueError("--tie uses the embedding as the output matrix, and --embed 0 is none: leave one out")
 
 
 def check_at_most_one(config: TrainConfig, settings: Iterable[str]) -> None:

@@ -363,6 +363,11 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.pieces[token].decode("utf-8", "backslashreplace")
 
 
+def token_json(tokenizer: Tokenizer, token: int, logp: float) -> dict[str, object]:
+    """A token and its log-probability in nats as JSON values."""
+    return {"token": token_text(tokenizer, token), "id": token, "logp": round(logp, 6)}
+
+
 def quote_token(tokenizer: Tokenizer, token: int) -> str:
     """The text of a token in quotes, in which blanks can be seen and line breaks and controls are escaped."""
     if token < len(SPECIAL_TOKENS):

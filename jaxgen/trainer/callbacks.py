@@ -333,8 +333,7 @@ class Plots(Callback):
         if self._plot is not None:
             self._plot.cancel()  # unless it is being drawn
         self._pool = self._pool or ThreadPoolExecutor(1)
-        metric = self._data.METRIC
-        best = Best(self._evaluated.best_step, metric.name, metric.label)
+        best = self._data.METRIC.best_at(self._evaluated.best_step)
         self._plot = self._pool.submit(self._attempt, str(self._run.plot_path), self._draw_losses, best)
         self._evaluated = None
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from jaxgen.data.files import data_folders
-from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, choose, counted
+from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, choose, counted, flag_of
 from jaxgen.fsutil import json_sha256
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.plugins import used_plugins
@@ -32,7 +32,7 @@ from jaxgen.runs.manifest import (
     UnreadableCheckpointError,
     tree_sha256,
 )
-from jaxgen.runtime import check_jax_settings, multiplies_bfloat16, need_devices, numerics, processor_name
+from jaxgen.runtime import check_jax_settings, multiplies_bfloat16, need_devices, numerics, processor_name, total_memory
 from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
@@ -101,9 +101,7 @@ def device_memory() -> int | None:
     if jax.default_backend() != "cpu":
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         return None if limit is None else int(limit)
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total_memory()
 
 
 def check_device_memory(parameters: int, devices: int) -> None:
@@ -128,9 +126,12 @@ def num_steps(config: TrainConfig, data: TaskData) -> int | None:
         if steps > MAX_STEPS:
             raise UsageError(f"--epochs {config.epochs:g} are {steps:,} steps, and a run has at most {MAX_STEPS:,}.")
         return steps
-    if config.steps is not None:
-        return config.steps
-    return int(config.presets[config.preset][1]["steps"])
+    return steps_of(config)
+
+
+def steps_of(config: TrainConfig) -> int:
+    """The steps of a run whose length does not depend on its data."""
+    return int(config.presets[config.preset][1]["steps"]) if config.steps is None else config.steps
 
 
 def extend_steps(saved: LoadedRun, config: TrainConfig, data: TaskData) -> int:
@@ -491,7 +492,7 @@ def _reopen(
     config = saved.config if config is None else check_kind("resume", config, type(saved.config), right)
     may_change = config.places | ({"devices"} if saved.resolved.get("processes", 1) != processes else set())
     if changed := ", ".join(
-        f"--{name.replace('_', '-')} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
+        f"{flag_of(name)} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
         for name in saved.config.changes(config)
         if name not in may_change
     ):

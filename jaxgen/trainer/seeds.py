@@ -24,7 +24,7 @@ from jaxgen import jitted
 from jaxgen.data.batches import Batches
 from jaxgen.errors import DivergedError, UsageError, counted
 from jaxgen.fsutil import RESUME, dump_json, load_strict, replace_file
-from jaxgen.plots import Best, draw_losses
+from jaxgen.plots import draw_losses
 from jaxgen.runs.collection import Seeds, make_collection, read_record, write_record
 from jaxgen.runs.config import TrainConfig, validate
 from jaxgen.runs.directory import SEEDS, RunDirectory
@@ -433,12 +433,12 @@ class SeedEvents:
             )
         if evaluated:
             row = mean_row([each.row for each in evaluated])
-            cost, metric = self._data.METRIC.cost(row), self._data.METRIC.name
+            metric, number = self._data.METRIC, counted(len(evaluated), "seed")
+            cost = metric.cost(row)
             if self._best is None or cost < self._best[0]:
                 self._best = (cost, row["step"])
-            spread = row.get(f"{metric}_spread")
-            named = metric.removeprefix("val_").replace("_", " ")
-            text = "" if spread is None else f"{named} ± {spread:.3f} over {counted(len(evaluated), 'seed')}"
+            spread = row.get(f"{metric.name}_spread")
+            text = "" if spread is None else f"{metric.best_at(0).name} ± {spread:.3f} over {number}"
             self._emit(Evaluated(row, self._best[1], 0, text))
 
 
@@ -481,17 +481,14 @@ def summarize(folder: Path, record: Seeds, data: TaskData, seeds: Sequence[int])
     replace_file(log.path, b"", RESUME)
     for row in rows:
         log.append(row)
-    best = min(rows, key=metric.cost, default=means)
+    best = metric.best_at(min(rows, key=metric.cost, default=means)["step"])
     title = f"{folder.name}: {data.fingerprint()['name']}, mean of {counted(len(seeds), 'seed')}"
-    draw_losses(rows, folder / "loss.png", title, data.TARGET, Best(best["step"], metric.name, metric.label))
+    draw_losses(rows, folder / "loss.png", title, data.TARGET, best)
     costs = {seed: metric.cost(report) for seed, report in zip(seeds, reports)}
     chosen = min(costs, key=lambda seed: costs[seed])
-    label, spread = (
-        metric.label or metric.name.removeprefix("val_").replace("_", " "),
-        means.get(f"{metric.name}_spread"),
-    )
-    summary = [(f"seed {seed}", f"{label} {report[metric.name]:.4f}") for seed, report in zip(seeds, reports)]
+    spread = means.get(f"{metric.name}_spread")
+    summary = [(f"seed {seed}", f"{best.axis} {report[metric.name]:.4f}") for seed, report in zip(seeds, reports)]
     between = "" if spread is None else f" ± {spread:.4f}"
-    summary += [("mean", f"{label} {means[metric.name]:.4f}{between}")]
+    summary += [("mean", f"{best.axis} {means[metric.name]:.4f}{between}")]
     command = data.next_command(str(record.folder_of(folder, chosen)))
-    return Finished(str(folder), max(report["step"] for report in reports), best["step"], means, summary, command)
+    return Finished(str(folder), max(report["step"] for report in reports), best.step, means, summary, command)

@@ -29,7 +29,7 @@ from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.base import Metric
 from jaxgen.tasks.registry import DATA
 from jaxgen.trainer.callbacks import Emit, Note, ignore
-from jaxgen.trainer.run import prepare, resume, start
+from jaxgen.trainer.run import prepare, resume, start, steps_of
 from jaxgen.trainer.seeds import check_seeds, read_seeds, resume_seeds, seeds_config, train_seeds
 from jaxgen.trainer.signals import Interrupted
 
@@ -227,7 +227,7 @@ class Sweep:
             return [Round(self.plan.number, 0)]
         if config.epochs is not None:
             raise UsageError("--halving counts steps: give --steps instead of --epochs.")
-        return rounds(self.plan.number, num_steps_of(config), self.plan.halving)
+        return rounds(self.plan.number, steps_of(config), self.plan.halving)
 
     def run(self) -> list[dict[str, Any]]:
         """Train what is not trained yet; returns the ``rows``.
@@ -290,9 +290,9 @@ class Sweep:
         """Start the run or the runs of a trial, or continue them."""
         path, halving = self.path(trial), self.plan.halving is not None
         there = is_seeds(path) or RunDirectory(path).exists()
-        if not there and any(result.trial == trial for result in self.plan.results):
+        if not there and self._result(trial) is not None:
             raise CheckpointError(f"{path} is missing: bring the run back, or begin another sweep.")
-        horizon = num_steps_of(config) if halving else None  # the schedule is that of the whole run
+        horizon = steps_of(config) if halving else None  # the schedule is that of the whole run
         update: dict[str, Any] = {"run": str(path), **({"steps": steps} if halving else {})}
         if self.plan.several:
             if there:
@@ -320,20 +320,20 @@ class Sweep:
         seeds = read_seeds(path) if self.plan.several else None
         runs = [path] if seeds is None else [seeds.folder_of(path, seed) for seed in seeds.seeds]
         for run in runs:
-            rows = MetricsLog(RunDirectory(run).metrics_path).read()
-            values = [row[self.metric.name] for row in rows if isinstance(row.get(self.metric.name), float)]
-            if not values:
+            best = self.metric.best_of(MetricsLog(RunDirectory(run).metrics_path).read())
+            if best is None:
                 return []
-            figures.append(max(values) if self.metric.higher_is_better else min(values))
+            figures.append(best)
         return figures
 
-    def _result(self, trial: int, steps: int) -> Result | None:
-        """The result of a trial with so many steps."""
-        return next((each for each in self.plan.results if (each.trial, each.steps) == (trial, steps)), None)
+    def _result(self, trial: int, steps: int | None = None) -> Result | None:
+        """The last result of a trial, or that with so many ``steps``."""
+        known = (each for each in reversed(self.plan.results) if each.trial == trial)
+        return next((each for each in known if steps in (None, each.steps)), None)
 
     def _cost(self, trial: int) -> float | None:
         """The last mean figure of a trial as a number to minimise; None if it has none or diverged."""
-        last = next((each for each in reversed(self.plan.results) if each.trial == trial), None)
+        last = self._result(trial)
         if last is None or not last.figures:
             return None
         mean = statistics.fmean(last.figures)
@@ -343,8 +343,7 @@ class Sweep:
         """The trials with their results: those that were trained longest first, of these the best."""
         rows: list[dict[str, Any]] = []
         for trial, values in enumerate(self.plan.trials, 1):
-            last = next((each for each in reversed(self.plan.results) if each.trial == trial), None)
-            if last is None:
+            if (last := self._result(trial)) is None:
                 continue
             figures = last.figures
             rows.append(
@@ -365,10 +364,10 @@ class Sweep:
         return rows
 
     def _draw(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        label = self.metric.label or self.metric.name.removeprefix("val_").replace("_", " ")
         lines = [(row["values"], row["mean"]) for row in rows if row["mean"] is not None]
         title = f"{self.folder.name}: {counted(len(rows), 'trial')}"
-        drawn = Picture.drawn(lambda file: draw_parallel(lines, file, title, label, self.metric.higher_is_better))
+        label, higher = self.metric.best_at(0).axis, self.metric.higher_is_better
+        drawn = Picture.drawn(lambda file: draw_parallel(lines, file, title, label, higher))
         with suppress(CheckpointError):  # a full disk; the results are saved
             replace_file(self.folder / "sweep.png", drawn.png, RESUME)
 
@@ -384,11 +383,6 @@ def named(what: str) -> Iterator[None]:
     except (UsageError, DataError, CheckpointError) as error:
         kind = next(kind for kind in (UsageError, DataError, CheckpointError) if isinstance(error, kind))
         raise kind(f"{what}: {error}") from None
-
-
-def num_steps_of(config: TrainConfig) -> int:
-    """The steps of a run whose length does not depend on its data."""
-    return int(config.presets[config.preset][1]["steps"]) if config.steps is None else config.steps
 
 
 def show_values(values: Mapping[str, Any]) -> str:

@@ -70,28 +70,29 @@ class EMA:
         return 0
 
 
-@dataclass(frozen=True)
-class Tail:
-    """The mean of the weights of all steps after the share ``start`` of the run (Polyak & Juditsky 1992)."""
-
-    start: Decay = 0.5
+class Mean:
+    """An average in which all weights have the same share."""
 
     def share(self, age: Int[Array, ""]) -> Float[Array, ""]:
         return 1 / (1.0 + age)
+
+
+@dataclass(frozen=True)
+class Tail(Mean):
+    """The mean of the weights of all steps after the share ``start`` of the run (Polyak & Juditsky 1992)."""
+
+    start: Decay = 0.5
 
     def begin(self, horizon: int, costs: Sequence[Sequence[float]]) -> int:
         return round(self.start * horizon)
 
 
 @dataclass(frozen=True)
-class NTASGD:
+class NTASGD(Mean):
     """The mean of the weights since an evaluation was worse than the best of those more than ``patience`` evaluations
     before it (NT-ASGD: Merity et al. 2018, arXiv:1708.02182, section 3)."""
 
     patience: Count = 5
-
-    def share(self, age: Int[Array, ""]) -> Float[Array, ""]:
-        return 1 / (1.0 + age)
 
     def begin(self, horizon: int, costs: Sequence[Sequence[float]]) -> int:
         for n, (step, cost) in enumerate(costs):
@@ -101,14 +102,11 @@ class NTASGD:
 
 
 @dataclass(frozen=True)
-class TwoTailed:
+class TwoTailed(Mean):
     """The longer of two means of the weights. When an evaluation finds the shorter one at least as good, this becomes
     the longer one, and a new shorter one begins (Melis 2022, arXiv:2209.12581)."""
 
     two_tails: ClassVar[bool] = True
-
-    def share(self, age: Int[Array, ""]) -> Float[Array, ""]:
-        return 1 / (1.0 + age)
 
     def begin(self, horizon: int, costs: Sequence[Sequence[float]]) -> int:
         return 0

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, PyTree
 
 from jaxgen.training.collectives import share_work
 from jaxgen.training.options import Allowed, Count, Decay, NotNegative
-from jaxgen.training.param_kinds import Kind, Kinds, map_kinds
+from jaxgen.training.param_kinds import Kind, Kinds, map_kinds, matrices_apart
 from jaxgen.types import Array
 
 #: Coefficients a, b, c of the iteration ``x <- (a + b x x' + c (x x')^2) x``, which brings all singular values near 1.
@@ -119,12 +119,8 @@ class Muon:
 
             return map_kinds(scaled, kinds, ahead, found), MuonState(state.step + 1, momenta, roots)
 
-        matrices = optax.GradientTransformationExtraArgs(init, update)
-        others = optax.scale_by_adam(self.b1, self.b2, self.eps)
-        return optax.partition(
-            {"matrix": matrices, "other": others},
-            lambda params: map_kinds(lambda kind, _: kind.role if kind.role == "matrix" else "other", kinds, params),
-        )
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        return matrices_apart(optax.GradientTransformationExtraArgs(init, update), adam, kinds)
 
     def _follow(self, momentum: Array, gradient: Array) -> Array:
         return self.momentum * momentum + (1 - self.momentum) * gradient

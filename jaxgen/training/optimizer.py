@@ -93,36 +93,28 @@ class AdamW:
     """Adam for short runs: its second moments follow the last 100 steps. With ``weight_decay``, AdamW (Loshchilov &
     Hutter 2019, arXiv:1711.05101)."""
 
+    nesterov: ClassVar[bool] = False
+
     b1: Decay = 0.9
     b2: Decay = 0.99
     eps: NotNegative = 1e-8
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        return optax.scale_by_adam(self.b1, self.b2, self.eps)
+        return optax.scale_by_adam(self.b1, self.b2, self.eps, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True)
-class NAdamW:
+class NAdamW(AdamW):
     """AdamW with Nesterov momentum (Dozat 2016)."""
 
-    b1: Decay = 0.9
-    b2: Decay = 0.99
-    eps: NotNegative = 1e-8
-
-    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        return optax.scale_by_adam(self.b1, self.b2, self.eps, nesterov=True)
+    nesterov: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(AdamW):
     """Adam (Kingma & Ba 2015, arXiv:1412.6980)."""
 
-    b1: Decay = 0.9
     b2: Decay = 0.999
-    eps: NotNegative = 1e-8
-
-    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
+import optax
 from flax import linen as nn
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from jaxtyping import PyTree
@@ -98,3 +99,14 @@ def map_kinds(function: Callable[..., Any], kinds: Kinds, params: Params, *rest:
         return function(known.get(where) or Kind(role_by_name(where, leaf)), leaf, *more)
 
     return jax.tree_util.tree_map_with_path(call, params, *rest)
+
+
+def matrices_apart(
+    matrices: optax.GradientTransformation, others: optax.GradientTransformation, kinds: Kinds
+) -> optax.GradientTransformation:
+    """One rule for the parameters that are matrices, and one for all others."""
+
+    def rule_of(kind: Kind, _: Array) -> str:
+        return "matrix" if kind.role == "matrix" else "other"
+
+    return optax.partition({"matrix": matrices, "other": others}, lambda params: map_kinds(rule_of, kinds, params))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,7 +13,7 @@ from jax.custom_batching import sequential_vmap
 from jaxtyping import Float, Int, PyTree
 
 from jaxgen.training.options import Count, Decay, NotNegative
-from jaxgen.training.param_kinds import Kinds, map_kinds
+from jaxgen.training.param_kinds import Kind, Kinds, map_kinds, matrices_apart
 from jaxgen.types import Array
 
 
@@ -28,7 +27,7 @@ class MatrixState(NamedTuple):
 
 
 class SoapState(NamedTuple):
-    """The state of ``scale_by_soap``."""
+    """The state of the rule for matrices."""
 
     step: Int[Array, ""]  # number of updates
     matrices: PyTree  # a ``MatrixState`` for each kernel
@@ -39,7 +38,11 @@ class SOAP:
     """Adam in the eigenbasis of Shampoo for kernels that are matrices, gate by gate (Vyas et al. 2024,
     arXiv:2409.11321); Adam for embeddings, outputs, biases and kernels of other shapes.
 
-    The basis changes every ``every`` steps. Sides with more than ``largest`` entries have none.
+    Args:
+        b1, b2, eps: those of Adam.
+        factor_decay: decay of the means of ``G G'`` and ``G' G``.
+        every: updates between two changes of the basis.
+        largest: sides with more entries keep the basis in which they are (section 7.1: one-sided SOAP).
     """
 
     needs_kinds: ClassVar[bool] = True
@@ -52,85 +55,53 @@ class SOAP:
     largest: Count = 4096
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        matrices = scale_by_soap(
-            lambda params: map_kinds(lambda kind, _: kind.gates, kinds, params),
-            b1=self.b1,
-            b2=self.b2,
-            factor_decay=self.factor_decay,
-            eps=self.eps,
-            every=self.every,
-            largest=self.largest,
-        )
-        return optax.partition(
-            {"matrix": matrices, "other": optax.scale_by_adam(self.b1, self.b2, self.eps)},
-            lambda params: map_kinds(lambda kind, _: kind.role if kind.role == "matrix" else "other", kinds, params),
-        )
+        """Algorithm 3 of the paper for every kernel ``[D, gates * H]``, gate by gate.
 
+        The first gradient only sets the basis, by an eigendecomposition. Every ``every`` updates it takes one step of
+        power iteration with a QR decomposition; its columns are sorted by their eigenvalues, and ``second`` with them.
+        """
 
-def scale_by_soap(
-    gates: Callable[[PyTree], PyTree],
-    *,
-    b1: float,
-    b2: float,
-    factor_decay: float,
-    eps: float,
-    every: int,
-    largest: int,
-) -> optax.GradientTransformation:
-    """Adam in the eigenbasis of the means of ``G G'`` and ``G' G``, for every kernel ``[D, gates * H]`` gate by gate
-    (algorithm 3 of the paper).
+        def split(kernel: Array, number: int) -> Float[Array, "gates D H"]:
+            rows, columns = kernel.shape
+            return jnp.moveaxis(kernel.reshape(rows, number, columns // number), 1, 0)
 
-    The first gradient only sets the basis, by an eigendecomposition. Every ``every`` updates it takes one step of power
-    iteration with a QR decomposition; its columns are sorted by their eigenvalues, and ``second`` with them.
+        def start(kind: Kind, kernel: Array) -> MatrixState:
+            number, zeros = kind.gates, split(jnp.zeros_like(kernel), kind.gates)
+            sides = [size if size <= self.largest else None for size in zeros.shape[1:]]
+            factors = tuple(None if n is None else jnp.zeros((number, n, n), kernel.dtype) for n in sides)
+            eyes = tuple(
+                None if n is None else jnp.broadcast_to(jnp.eye(n, dtype=kernel.dtype), (number, n, n)) for n in sides
+            )
+            return MatrixState(zeros, jnp.zeros_like(zeros), factors, eyes)
 
-    Args:
-        gates: how many matrices each kernel of the parameters consists of: integers in their structure.
-        b1, b2, eps: those of Adam.
-        factor_decay: decay of the means of ``G G'`` and ``G' G``.
-        every: updates between two changes of the basis.
-        largest: sides with more entries keep the basis in which they are (section 7.1: one-sided SOAP).
-    """
+        def init(params: PyTree) -> SoapState:
+            return SoapState(jnp.zeros((), jnp.int32), map_kinds(start, kinds, params))
 
-    def split(kernel: Array, number: int) -> Float[Array, "gates D H"]:
-        rows, columns = kernel.shape
-        return jnp.moveaxis(kernel.reshape(rows, number, columns // number), 1, 0)
+        def step(gradient: Array, state: MatrixState, count: Array) -> tuple[Array, MatrixState]:
+            number = state.first.shape[0]
+            g, t = split(gradient, number), jnp.maximum(count, 1)
+            rotated = _rotate(g, state.bases)
+            first = jnp.where(count > 0, self.b1 * state.first + (1 - self.b1) * g, 0.0)
+            second = jnp.where(count > 0, self.b2 * state.second + (1 - self.b2) * rotated**2, 0.0)
+            mean, square = _rotate(first, state.bases) / (1 - self.b1**t), second / (1 - self.b2**t)
+            update = _rotate(mean / (jnp.sqrt(square) + self.eps), state.bases, back=True)
+            outer = (g @ jnp.swapaxes(g, 1, 2), jnp.swapaxes(g, 1, 2) @ g)
+            factors = tuple(
+                None if old is None else self.factor_decay * old + (1 - self.factor_decay) * new
+                for old, new in zip(state.factors, outer)
+            )
+            branch = jnp.where(count == 0, 1, jnp.where(count % self.every == 0, 2, 0))
+            after = state._replace(first=first, second=second, factors=factors)
+            after = lax.switch(branch, [lambda s: s, _by_eigenvectors, _by_power_iteration], after)
+            return jnp.moveaxis(update, 0, 1).reshape(gradient.shape), after
 
-    def start(kernel: Array, number: int) -> MatrixState:
-        zeros = split(jnp.zeros_like(kernel), number)
-        sides = [size if size <= largest else None for size in zeros.shape[1:]]
-        factors = tuple(None if n is None else jnp.zeros((number, n, n), kernel.dtype) for n in sides)
-        eyes = tuple(
-            None if n is None else jnp.broadcast_to(jnp.eye(n, dtype=kernel.dtype), (number, n, n)) for n in sides
-        )
-        return MatrixState(zeros, jnp.zeros_like(zeros), factors, eyes)
+        def update(updates: PyTree, state: SoapState, params: PyTree = None) -> tuple[PyTree, SoapState]:
+            pairs = jax.tree.map(lambda g, matrix: step(g, matrix, state.step), updates, state.matrices)
+            updates, matrices = (jax.tree.map(lambda g, pair, i=i: pair[i], updates, pairs) for i in (0, 1))
+            return updates, SoapState(state.step + 1, matrices)
 
-    def init(params: PyTree) -> SoapState:
-        return SoapState(jnp.zeros((), jnp.int32), jax.tree.map(start, params, gates(params)))
-
-    def step(gradient: Array, state: MatrixState, count: Array) -> tuple[Array, MatrixState]:
-        number = state.first.shape[0]
-        g, t = split(gradient, number), jnp.maximum(count, 1)
-        rotated = _rotate(g, state.bases)
-        first = jnp.where(count > 0, b1 * state.first + (1 - b1) * g, 0.0)
-        second = jnp.where(count > 0, b2 * state.second + (1 - b2) * rotated**2, 0.0)
-        mean, square = _rotate(first, state.bases) / (1 - b1**t), second / (1 - b2**t)
-        update = _rotate(mean / (jnp.sqrt(square) + eps), state.bases, back=True)
-        outer = (g @ jnp.swapaxes(g, 1, 2), jnp.swapaxes(g, 1, 2) @ g)
-        factors = tuple(
-            None if old is None else factor_decay * old + (1 - factor_decay) * new
-            for old, new in zip(state.factors, outer)
-        )
-        branch = jnp.where(count == 0, 1, jnp.where(count % every == 0, 2, 0))
-        after = state._replace(first=first, second=second, factors=factors)
-        after = lax.switch(branch, [lambda s: s, _by_eigenvectors, _by_power_iteration], after)
-        return jnp.moveaxis(update, 0, 1).reshape(gradient.shape), after
-
-    def update(updates: PyTree, state: SoapState, params: PyTree = None) -> tuple[PyTree, SoapState]:
-        pairs = jax.tree.map(lambda g, matrix: step(g, matrix, state.step), updates, state.matrices)
-        updates, matrices = (jax.tree.map(lambda g, pair, i=i: pair[i], updates, pairs) for i in (0, 1))
-        return updates, SoapState(state.step + 1, matrices)
-
-    return optax.GradientTransformation(init, update)
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        return matrices_apart(optax.GradientTransformation(init, update), adam, kinds)
 
 
 def _rotate(

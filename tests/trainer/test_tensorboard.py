@@ -16,7 +16,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.trainer.run import resume, start
-from jaxgen.trainer.tensorboard import EventFile
+from jaxgen.trainer.trackers import EventFile
 
 pytest.importorskip("tensorboardX")
 

@@ -7,7 +7,6 @@ import io
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -405,11 +404,7 @@ class CaptionData(Seq2SeqData):
     def vocab_sizes(codec: CaptionCodec) -> dict[str, Any]:
         return {"vocab_size": codec.tokenizer.vocab_size, "shape": list(codec.shape)}
 
-    @cached_property
-    def splits(self) -> dict[str, Examples]:
-        return {name: self._encoded(each, leave_out=name == "train") for name, each in self.raw.splits.items()}
-
-    def _encoded(self, read: Captioned, leave_out: bool) -> Examples:
+    def encoded(self, read: Captioned, leave_out: bool) -> Examples:
         """Encodes captioned images, a row for each caption; with ``leave_out``, drops captions that are too long."""
         lower, most = bool(self.config.lowercase), self.config.max_length
         numbers: list[int] = []  # of the image of each row

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from jaxgen.data.batches import BATCHES, WindowLengths
-from jaxgen.errors import choose
+from jaxgen.errors import choose, flag_of
 from jaxgen.runs.config import MAX_SIZE, MAX_STEPS, Fraction, Names, NotNegative, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
-from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level, flag_of
+from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level, check_tie
 from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.
@@ -208,8 +208,7 @@ class LanguageConfig(TrainConfig):
         self._check_model()
         if self.layout is not None:
             choose(self.layout, BATCHES, "layout")
-        if self.tie and self.embed == 0:
-            raise ValueError("--tie uses the embedding as the output matrix, and --embed 0 is none: leave one out")
+        check_tie(self)
         if self.stride is not None and self.layout != "windows":
             raise ValueError(f"--stride {self.stride} applies to --layout windows only: leave it out")
         check_level(self)

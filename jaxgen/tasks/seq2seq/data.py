@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -120,6 +121,14 @@ class Seq2SeqData(RowsData):
     """Base class of the data of tasks that write texts; subclasses add the inputs and the metrics."""
 
     TARGET: ClassVar[str] = "token"
+
+    @cached_property
+    def splits(self) -> dict[str, Examples]:
+        return {name: self.encoded(rows, leave_out=name == "train") for name, rows in self.raw.splits.items()}
+
+    @abstractmethod
+    def encoded(self, rows: Any, leave_out: bool) -> Examples:
+        """Encodes the rows of a split; with ``leave_out``, drops those that are too long."""
 
     @abstractmethod
     def text_metrics(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:

@@ -36,7 +36,15 @@ from jaxgen.metrics import ORDERS, bleu
 from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import Fraction, Names, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
-from jaxgen.tasks.base import Metric, changed_flags, check_header, check_same_level, echo_command, shell_command
+from jaxgen.tasks.base import (
+    Metric,
+    changed_flags,
+    check_header,
+    check_same_level,
+    check_tie,
+    echo_command,
+    shell_command,
+)
 from jaxgen.tasks.rows import (
     SPACED_LEVELS,
     RowSplits,
@@ -132,8 +140,7 @@ class TranslateConfig(Seq2SeqConfig):
 
     @model_validator(mode="after")
     def _translation_fits(self) -> TranslateConfig:
-        if self.tie and self.embed == 0:
-            raise ValueError("--tie uses the embedding as the output matrix, and --embed 0 is none: leave one out")
+        check_tie(self)
         if (self.source_column is None) != (self.target_column is None):
             raise ValueError("--source-column and --target-column go together: give both, or two parallel files")
         check_header(self, "source_column")
@@ -311,11 +318,7 @@ class TranslateData(Seq2SeqData):
     def vocab_sizes(codec: TranslateCodec) -> dict[str, int]:
         return {"source_vocab": codec.source.vocab_size, "vocab_size": codec.target.vocab_size}
 
-    @cached_property
-    def splits(self) -> dict[str, Examples]:
-        return {name: self._encoded(rows, leave_out=name == "train") for name, rows in self.raw.splits.items()}
-
-    def _encoded(self, rows: Table, leave_out: bool) -> Examples:
+    def encoded(self, rows: Table, leave_out: bool) -> Examples:
         """Encodes pairs. With ``leave_out``, drops those with a side that is too long.
 
         Otherwise cuts long sources, and counts only the beginning of long targets in the loss; metrics use whole
