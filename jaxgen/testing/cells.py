@@ -709,7 +709,8 @@ def check_every_form_takes_rows_that_are_spread_over_devices(s: Subject) -> None
     whole, spread = PartitionSpec(), PartitionSpec("rows")
 
     def total(form: str, params: Any, x: Any) -> Any:
-        return jnp.sum(s.in_form(form).module.apply({"params": {"cell": params}}, x)[1])
+        outputs: Any = s.in_form(form).module.apply({"params": {"cell": params}}, x)
+        return jnp.sum(outputs[1])
 
     for form in set(s.forms) - {"kernel"}:  # which runs on a CPU in a simulation only
         gradient = jax.grad(partial(total, form))
