@@ -145,7 +145,7 @@ def bar_lines(sampler: Sampler, steps: Sequence[Step], top: int, width: int) -> 
     names = [quote_token(sampler.tokenizer, token) for token in shown]
     rows = [(name, [each[token] for each in both]) for name, token in zip(names, shown)]
     if others := both[0].size - len(shown):
-        rest = [max(1.0 - each[shown].sum(), 0.0) for each in both]
+        rest = [np.delete(each, shown).sum() for each in both]
         rows.append((counted(others, "other"), rest))
     wide = min(max(cell_len(name) for name, _ in rows), TOKEN_WIDTH)
     bar = min(max((width - wide - 20) // 2, MIN_BAR), MAX_BAR)

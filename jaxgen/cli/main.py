@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 #: Each is a module of this package with a function ``main(args) -> exit code``.
 COMMANDS = {
@@ -49,15 +49,19 @@ def usage() -> str:
     return f"usage: {program('COMMAND')} [FLAGS]\n\n{''.join(text for _, text in rows)}\n{explains}\n"
 
 
-def run(name: str | None = None) -> NoReturn:
-    """Run a command, by default the one that the first argument names, and end the process."""
-    former = signal.getsignal(signal.SIGINT)
-    if former is signal.default_int_handler:
-        # While modules load, Ctrl-C must not raise: NumPy turns KeyboardInterrupt into an ImportError with a traceback.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+def run(name: str | None = None, interrupt: Any = None) -> NoReturn:
+    """Run a command and end the process.
+
+    Args:
+        name: The command. Default: the one that the first argument names.
+        interrupt: How Ctrl-C is handled once modules are loaded. Default: as it is now.
+    """
+    interrupt = interrupt or signal.getsignal(signal.SIGINT)
+    if interrupt is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # see train.py
     gc.set_threshold(OBJECTS)
     command = _find_command() if name is None else _command(name)
-    signal.signal(signal.SIGINT, former)
+    signal.signal(signal.SIGINT, interrupt)
     leave(command())
 
 

@@ -64,7 +64,7 @@ class LoadedRun:
         def usable(task: str) -> bool:
             return task in DATA and (command is None or command in DATA[task].COMMANDS)
 
-        directory = RunDirectory.newest(usable=usable) if run is None else RunDirectory.open(run)
+        directory = RunDirectory.newest(usable=usable, tasks=DATA) if run is None else RunDirectory.open(run)
         saved = read_config(directory)
         try:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]

@@ -510,7 +510,7 @@ class Sampler(TrainedModel):
                 StreamingDetokenizer(self.tokenizer, i, i - base, settings, skip, held, self.errors)
                 for i in range(max(base, indices.start), min(end, indices.stop))
             ]
-            keys = sample_keys(settings.seed, np.arange(base, end, dtype=np.int32))
+            keys = sample_keys(settings.seed, np.arange(base, end, dtype=np.uint32))
             if blocks == 1:
                 states, keys = self._to_weights_device((start, keys))
                 decoder = partial(jitted.jit_decode(self.task, *decoding), self.weights_at(state))

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -146,11 +146,21 @@ class RunDirectory:
         )
 
     @classmethod
-    def newest(cls, root: str | os.PathLike[str] = "runs", usable: Callable[[str], bool] | None = None) -> RunDirectory:
+    def newest(
+        cls,
+        root: str | os.PathLike[str] = "runs",
+        usable: Callable[[str], bool] | None = None,
+        tasks: Iterable[str] = (),
+    ) -> RunDirectory:
         """The run under ``root`` whose configuration or newest checkpoint was written last, of a ``usable`` task.
 
         A run that has not trained a step yet counts only if there is no other. Folders that cannot be read are left
         out, with a ``JaxgenWarning``.
+
+        Args:
+            root: The folder of the runs.
+            usable: Whether the caller can use a task. Default: any.
+            tasks: The names of all tasks, for the message.
 
         Raises:
             CheckpointError: if there is no such run, or ``root`` cannot be listed.
@@ -183,7 +193,8 @@ class RunDirectory:
             left_out = f"Left out, because it cannot be read: {', '.join(sorted(unreadable))}."
             warnings.warn(JaxgenWarning(left_out), stacklevel=2)
         if not found:
-            which = " of a task that this command can use" if others else ""
+            able = "" if usable is None else ", ".join(filter(usable, tasks))
+            which = f" of a task that this command can use ({able})" if others else ""
             ours = " One comes with jaxgen: --run pretrained:shakespeare." * (usable is None or usable("language"))
             raise CheckpointError(
                 f"There is no run{which} in {root}/. Train one with `python train.py`, or name one with --run DIR."

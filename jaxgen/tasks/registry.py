@@ -21,18 +21,18 @@ class Registry(UserDict[str, Any]):
         return self.data[name]
 
 
-_PLACES = {
-    "caption": "jaxgen.tasks.caption.data:CaptionData",
-    "classify": "jaxgen.tasks.classify.data:ClassifyData",
-    "language": "jaxgen.tasks.language.data:LanguageData",
-    "translate": "jaxgen.tasks.translate.data:TranslateData",
-}
-
 #: The host half of each task (``jaxgen.tasks.base.TaskData``): settings, data and reports.
-DATA = Registry(_PLACES)
+DATA = Registry(
+    {
+        "caption": "jaxgen.tasks.caption.data:CaptionData",
+        "classify": "jaxgen.tasks.classify.data:ClassifyData",
+        "language": "jaxgen.tasks.language.data:LanguageData",
+        "translate": "jaxgen.tasks.translate.data:TranslateData",
+    }
+)
 
 #: The pure half of each task: model, loss and decoding.
-TASKS = Registry({name: f"{place}.Objective" for name, place in _PLACES.items()})
+TASKS = Registry({name: f"{place}.Objective" for name, place in DATA.data.items()})
 
 #: Baselines by task and by their name for ``--model``: the module that trains them, imported on demand.
 #: The module has ``Task``, ``start`` and ``resume``, and ``SEVERAL_PROCESSES``: whether several processes can train it.

@@ -99,7 +99,6 @@ class RunTrainer:
         #: When ``train`` begins its report although steps are left, on the clock ``time.perf_counter``.
         self.deadline = deadline if group.is_single else math.inf  # several processes must stop at the same step
         self.key = make_key(config.seed)
-        self._schedule = jit_schedule(config)
         self.plugin_flags = plugin_flags(resolved.get("plugins", []))  # of commands that are shown
         self.total_steps: int = resolved["steps"]
         self.devices: int = resolved["devices"]
@@ -109,6 +108,7 @@ class RunTrainer:
         self.batches = data.batches
         self.inputs = InputPipeline(self.batches, self.steps_per_call, self.devices, config.batch_size, group)
         self.set_progress(ProgressState())
+        self._schedule = jit_schedule(config)
         self._inference = TrainingInference(task, data, config.seed)
         self.throughput = Throughput()
         self.continued = str(run)  # the folder that a command which continues the run names

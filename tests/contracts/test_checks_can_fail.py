@@ -188,6 +188,17 @@ class DividesByProducts(MinGRU):
     }
 
 
+def scanned_from_a_shared_state(cell, weights, carry, z, *, reverse=False, **masks):
+    """Without `match_varying_axes`, of which `run` makes use."""
+    return lax.scan(lambda carry, z_t: cell.step(weights, carry, z_t), carry, z, reverse=reverse)
+
+
+class BeginsFromASharedState(MinGRU):
+    forms: ClassVar = {
+        "shared": Form(scanned_from_a_shared_state, lambda *_: True, "this cell", lambda cell, platform: True)
+    }
+
+
 class HasAComplexState(Elman):
     @nn.nowrap
     def initialize_carry(self, rng, input_shape):
@@ -242,6 +253,7 @@ CAUGHT = {
     "every_form_runs_over_no_steps_one_step_and_without_input": broken(form=fuses_no_single_step),
     "every_form_equals_the_plain_scan": broken(DividesByProducts, equations="mingru"),
     "every_form_equals_the_plain_scan_over_4096_steps": broken(DividesByProducts, equations="mingru"),
+    "every_form_takes_rows_that_are_spread_over_devices": broken(BeginsFromASharedState, equations="mingru"),
     "training_and_decoding_lower_for_accelerators": broken(NeedsTheCPU),
     "it_learns_a_text_of_three_letters": broken(IgnoresItsInput),
     "the_state_is_at_least_float32": broken(KeepsALowPrecisionState),
