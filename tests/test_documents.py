@@ -44,10 +44,14 @@ def test_the_readme_example_trains_and_samples(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_loop_of_the_page_on_python_trains_and_samples(capsys):
-    exec(compile(python_blocks("docs/python.md")[-1], "docs/python.md", "exec"), {})
-    loss, text = capsys.readouterr().out.split(" ", 1)
-    assert float(loss) < 2.2
+    loop, by_hand = python_blocks("docs/python.md")[-2:]
+    exec(compile(loop, "docs/python.md", "exec"), scope := {})
+    *steps, text = capsys.readouterr().out.split("\n", 3)
+    assert [int(line.split()[0]) for line in steps] == [50, 100, 150]
+    assert float(steps[-1].split()[1]) < 2.2
     assert len(text) > 400
+    exec(compile(by_hand, "docs/python.md", "exec"), scope)
+    assert int(scope["state"].step) == 1
 
 
 @pytest.mark.slow
