@@ -16,9 +16,10 @@ class Registry(UserDict[str, Any]):
     """
 
     def __getitem__(self, name: str) -> Any:
-        if isinstance(self.data[name], str):
-            self.data[name] = resolve_name(self.data[name])
-        return self.data[name]
+        value = self.data[name]
+        if isinstance(value, str):  # which another thread may replace meanwhile
+            value = self.data[name] = resolve_name(value)
+        return value
 
 
 #: The host half of each task (``jaxgen.tasks.base.TaskData``): settings, data and reports.

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -71,7 +72,8 @@ class Trainer:
         right = "an optax transformation such as optax.adam(1e-3)"
         self.optimizer = check_kind("optimizer", optimizer, optax.GradientTransformation, right)
         self.steps = check_int("The number of steps", steps, 0)
-        self.validation, self.eval_every = validation, check_int("eval_every", eval_every, 0)
+        self.validation = check_kind("validation", validation, Sequence, "a list of batches")
+        self.eval_every = check_int("eval_every", eval_every, 0)
         if eval_every and not validation:
             raise UsageError("eval_every needs batches to evaluate on: give validation=[...] too.")
         self.callbacks = [check_kind("callbacks", each, Callback, "instances of jaxgen.Callback") for each in callbacks]
@@ -85,7 +87,9 @@ class Trainer:
             raise UsageError("A batch must be a tree of arrays that have the same number of rows.")
         #: Steps taken so far, and the weights, the state of the optimizer and the carry after them.
         self.step, key = 0, make_key(seed)
-        self.state: TrainState = create_state(task, optimizer, key, rows=leaves[0].shape[0])
+        state = create_state(task, optimizer, key, rows=leaves[0].shape[0])
+        # A step donates its state, which may hold no array twice; some optimizers keep the initial weights.
+        self.state: TrainState = jax.tree.map(jnp.copy, state)
         self._train_step = jax.jit(partial(train_step, task, optimizer, key), donate_argnums=0)
         self._eval_step = jax.jit(partial(eval_step, task))
         self._stopped: str | None = None
@@ -97,8 +101,8 @@ class Trainer:
 
     @property
     def params(self) -> Params:
-        """The present weights."""
-        return self.state.params
+        """A copy of the present weights, which later steps leave as they are."""
+        return jax.tree.map(jnp.copy, self.state.params)
 
     def stop(self, reason: str = "the loop asked for it") -> None:
         """End the loop after this step, as ``Callback.stop`` does."""

@@ -409,3 +409,14 @@ def test_an_option_that_cannot_be_used_is_refused_with_a_sentence(make, message)
 
 def test_top_k_and_top_p_accept_a_single_token_vocabulary():
     np.testing.assert_array_equal(apply(chain(TopK(3), TopP(0.2)), np.full((R, 1), 2.0)), np.full((R, 1), 2.0))
+
+
+@pytest.mark.parametrize("transform", [Temperature(Linear(1.0, 0.5, 3)), Force((1, 2)), TopK(2), NoRepeatNgram(2)])
+def test_a_state_may_be_a_constant_of_a_compiled_function(transform):
+    state, logits = transform.init(Context(R, 5)), random_logits(5)
+
+    def at(t, update):
+        return update(state, logits, Last(t, np.ones(R, np.int32)))[1]
+
+    compiled = jax.jit(partial(at, update=transform.update), compiler_options=FAST)(np.int32(1))
+    np.testing.assert_allclose(compiled, at(np.int32(1), transform.update), rtol=1e-6)

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import jaxgen
@@ -59,6 +60,16 @@ def test_an_evaluation_is_the_mean_over_all_targets_with_the_state_carried():
         carry, totals = TASK.evaluate(ours.params, carry, batch)
         nll, targets = nll + float(totals.nll), targets + float(totals.targets)
     assert ours.evaluate(batches) == pytest.approx(nll / targets, rel=1e-5)
+
+
+def test_weights_that_were_taken_in_the_loop_stay_as_they_were():
+    taken = {step: (ours.params, leaves(ours.params)) for ours in [trainer()] for step, _ in ours}
+    assert all(np.array_equal(a, b) for kept, then in taken.values() for a, b in zip(leaves(kept), then, strict=True))
+    assert not np.array_equal(taken[1][1][0], taken[4][1][0])
+
+
+def test_an_optimizer_may_keep_the_initial_weights():
+    assert trainer(optimizer=optax.contrib.prodigy(), steps=2).train().step == 2
 
 
 class Heard(jaxgen.Callback):
@@ -129,6 +140,7 @@ def test_a_loss_and_batches_of_ones_own():
         ({"optimizer": "adam"}, "optax"),
         ({"steps": -1}, "steps"),
         ({"eval_every": 2}, "validation"),
+        ({"eval_every": 2, "validation": iter([BATCHES.batch(0)])}, "validation"),
         ({"callbacks": [print]}, "Callback"),
         ({"callbacks": [jaxgen.callbacks.CSV()]}, "run"),
     ],

@@ -100,7 +100,7 @@ class Force:
     @staticmethod
     def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         size = state.shape[0]
-        token = jnp.where(last.t < size, state[jnp.minimum(last.t, size - 1)], -1)
+        token = jnp.where(last.t < size, jnp.asarray(state)[jnp.minimum(last.t, size - 1)], -1)
         ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
         forced = jnp.where(ids == token, logits, -jnp.inf)
         return state, jnp.where(token < 0, logits, unless_empty(forced, logits))

@@ -73,7 +73,7 @@ class Temperature:
     @staticmethod
     def update(state: ArrayLike, logits: Logits, last: Last) -> tuple[ArrayLike, Logits]:
         size = state.shape[0]
-        now = state if size == 1 else state[jnp.minimum(last.t, size - 1)][None]
+        now = state if size == 1 else jnp.asarray(state)[jnp.minimum(last.t, size - 1)][None]
         return state, bounded(logits / now[:, None])
 
 
