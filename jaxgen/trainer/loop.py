@@ -33,7 +33,8 @@ class Trainer:
         task: The model and its loss: a ``jaxgen.LanguageTask`` with a model of your own, a subclass with another
             ``loss``, or an object with the methods of ``jaxgen.training.task.Trainable``.
         batches: The batch of each step: ``jaxgen.make_batches(...)``, or a function of the step, from 0.
-        optimizer: An optax transformation; its learning rate may be a schedule.
+        optimizer: An optax transformation of gradients; its learning rate may be a schedule. None that calls the loss
+            itself (``optax.lbfgs``).
         steps: How many steps a loop takes.
         validation: Batches on which the model is evaluated, in their order, with the state carried between them.
         eval_every: Steps between two evaluations, which ``Callback.on_evaluation`` sees; 0 for none.
