@@ -56,7 +56,8 @@ def distribution_steps(sampler: Sampler, state: DecoderState, settings: Generati
     states = chain.init(sampler.context(chain, 1, state.tokens, state.held, settings.length))
     steps = [Step("the model", np.asarray(jax.nn.log_softmax(logits)[0]))]
     for transform, each in zip(chain.transforms, states):
-        _, logits = transform.update(each, logits, Last.none(1))
+        # Arrays of JAX, as the decode loop has them: `update` may use `state.at`, which NumPy lacks.
+        _, logits = transform.update(*jax.tree.map(jnp.asarray, (each, logits, Last.none(1))))
         steps.append(Step(transform_name(transform, sampler.tokenizer), np.asarray(jax.nn.log_softmax(logits)[0])))
     if settings.greedy:
         chosen = np.full(sampler.tokenizer.vocab_size, -np.inf, np.float32)

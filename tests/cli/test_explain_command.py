@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from jaxgen.cli.explain import draw_bar, greedy_lines
 from jaxgen.cli.explain import main as explain_main
-from jaxgen.inference.next_token import Step
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.next_token import Step, distribution_steps
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Sample
 
@@ -63,6 +65,28 @@ def test_the_steps_are_the_model_and_the_transforms_in_their_order(explain, samp
     p = softmax(logits)
     assert model["entropy_bits"] == pytest.approx(-(p * np.log2(p)).sum(), abs=1e-3)
     assert found["greedy"] is None
+
+
+@dataclass(frozen=True)
+class Halve:
+    """Halves the first logits, with what arrays of JAX have and those of NumPy lack."""
+
+    number: int
+
+    def init(self, context):
+        return np.ones(context.shape, np.float32)
+
+    @staticmethod
+    def update(state, logits, last):
+        state = state.at[:, last.token.at[:].set(0)].multiply(0.5)
+        return state, logits * state
+
+
+def test_a_transform_of_a_user_gets_the_arrays_of_the_decode_loop(sampler):
+    settings = GenerationConfig(transforms=(Halve(1),))
+    assert len(sampler.sample("The", settings)) == 1
+    steps = distribution_steps(sampler, sampler.read("The"), settings)
+    assert "Halve 1" in [step.name for step in steps]
 
 
 def test_the_table_has_a_bar_before_and_after(explain):
