@@ -77,6 +77,7 @@ class Trainer:
         self.eval_every = check_int("eval_every", eval_every, 0)
         if eval_every and not validation:
             raise UsageError("eval_every needs batches to evaluate on: give validation=[...] too.")
+        check_kind("callbacks", callbacks, Iterable, "a list of instances of jaxgen.Callback")
         self.callbacks = [check_kind("callbacks", each, Callback, "instances of jaxgen.Callback") for each in callbacks]
         if any(isinstance(each, Tracker) for each in self.callbacks):
             raise UsageError("Trackers log runs: train with jaxgen.train or jaxgen.start, or leave them out.")

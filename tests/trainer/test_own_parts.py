@@ -142,6 +142,7 @@ def test_a_loss_and_batches_of_ones_own():
         ({"eval_every": 2}, "validation"),
         ({"eval_every": 2, "validation": iter([BATCHES.batch(0)])}, "validation"),
         ({"callbacks": [print]}, "Callback"),
+        ({"callbacks": jaxgen.Callback()}, "list"),
         ({"callbacks": [jaxgen.callbacks.CSV()]}, "run"),
     ],
 )
