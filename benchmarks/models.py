@@ -340,7 +340,7 @@ def sequence_table(entries: Sequence[Entry], folder: Path) -> str:
     def cell_of(cell: str, name: str) -> str:
         runs, chosen = found.get((cell, name), []), SEQUENCES[name]
         lengths = (chosen.trained, max(chosen.tested)) if runs else ()
-        return ", ".join(mean_and_spread([100 * run[n] for run in runs], ".0f") for n in lengths) or "missing"
+        return ", ".join(mean_and_spread([100 * run[n] for run in runs], ".0f") for n in lengths) or "-"
 
     lines = ["| cell | " + " | ".join(f"`{name}`" for name in SEQUENCES) + " |", "|---" * (1 + len(SEQUENCES)) + "|"]
     lines += [f"| `{cell}` | " + " | ".join(cell_of(cell, name) for name in SEQUENCES) + " |" for cell in ON_SEQUENCES]
@@ -358,7 +358,7 @@ def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
         return False
     with figure_file(path, 12, 7) as figure:
         write_title(figure, "Accuracy against length; dotted: the longest in training")
-        panels = figure.subplots(2, 3).flat
+        panels, lines = figure.subplots(2, 3).flat, {}
         for (name, chosen), axes in zip(SEQUENCES.items(), panels):
             for number, cell in enumerate(ON_SEQUENCES):
                 runs = [
@@ -366,9 +366,10 @@ def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
                     for entry, result in results
                     if (entry.settings["cell"], entry.settings["data"]) == (cell, [name])
                 ]
-                means = [statistics.mean(run[n] for run in runs) for n in chosen.tested] if runs else []
-                lengths = chosen.tested[: len(means)]
-                axes.plot(lengths, means, color=look.cycle[number], marker="osD^v<>*"[number], label=cell, ms=4)
+                if runs:
+                    means = [statistics.mean(run[n] for run in runs) for n in chosen.tested]
+                    style = {"color": look.cycle[number], "marker": "osD^v<>*"[number], "ms": 4}
+                    (lines[cell],) = axes.plot(chosen.tested, means, **style)
             axes.axvline(chosen.trained, color=look.grey, lw=1, ls=":")
             axes.set_xscale("log", base=2)
             axes.set_xticks(chosen.tested, map(str, chosen.tested))
@@ -379,7 +380,8 @@ def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
             style_axes(axes, "both")
         legend = next(panels)
         legend.axis("off")
-        legend.legend(*axes.get_legend_handles_labels(), loc="center", frameon=False, ncols=2, labelcolor=look.ink)
+        trained = {cell: lines[cell] for cell in ON_SEQUENCES if cell in lines}
+        legend.legend(trained.values(), trained, loc="center", frameon=False, ncols=2, labelcolor=look.ink)
     return True
 
 
