@@ -375,7 +375,7 @@ def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
             axes.set_xticks(chosen.tested, map(str, chosen.tested))
             axes.set_ylim(0, 1.03)
             axes.set_title(name, fontsize=11, color=look.ink)
-            axes.set_xlabel("length (tokens)")
+            axes.set_xlabel("length")
             axes.set_ylabel("accuracy (share)")
             style_axes(axes, "both")
         legend = next(panels)

@@ -24,7 +24,7 @@ from jaxgen.types import Params
 
 
 class Trainer:
-    """Trains any task with any optax optimizer: ``for step, metrics in trainer``.
+    """Trains a task with an optax optimizer: ``for step, metrics in trainer``.
 
     The result depends on the arguments alone: dropout is a function of the seed, the step and the row. A second loop
     goes on where the first one ended, with ``steps`` more steps.
@@ -95,8 +95,7 @@ class Trainer:
         self._train_step = jax.jit(partial(train_step, task, optimizer, key), donate_argnums=0)
         self._eval_step = jax.jit(partial(eval_step, task))
         self._stopped: str | None = None
-        self._losses: list[float] = []  # of the evaluations, with their steps
-        self._evaluated: list[int] = []
+        self._losses: dict[int, float] = {}  # of the evaluations, by step
 
     def __repr__(self) -> str:
         return f"<jaxgen.Trainer of {type(self.task).__name__} after {counted(self.step, 'step')}>"
@@ -135,9 +134,8 @@ class Trainer:
             if self.eval_every and (self.step % self.eval_every == 0 or self.step == last):
                 self._note_evaluation(float(metrics.loss))
             yield self.step, metrics
-        best = self._evaluated[int(np.argmin(self._losses))] if self._losses else self.step
-        report = {"val_loss": min(self._losses)} if self._losses else {}
-        self._call("on_end", Finished("", self.step, best, report), None)
+        report = {"val_loss": self._losses[self._best_step]} if self._losses else {}
+        self._call("on_end", Finished("", self.step, self._best_step, report), None)
 
     def evaluate(self, batches: Iterable[Any]) -> float:
         """The mean loss on ``batches`` in their order, in nats per target, from the state before any input."""
@@ -153,12 +151,16 @@ class Trainer:
         loss = self.evaluate(self.validation)
         if not math.isfinite(loss):
             raise DivergedError(f"The loss is not finite at step {self.step:,}: lower the learning rate.")
-        self._losses.append(loss)
-        self._evaluated.append(self.step)
-        best = int(np.argmin(self._losses))
+        self._losses[self.step] = loss
+        since_best = sum(step > self._best_step for step in self._losses)
         row = {"step": self.step, "train_loss": train_loss, "val_loss": loss}
         headline = f"step {self.step:,}: training loss {train_loss:.3f}, validation loss {loss:.3f}"
-        self._call("on_evaluation", Evaluated(row, self._evaluated[best], len(self._losses) - 1 - best, headline))
+        self._call("on_evaluation", Evaluated(row, self._best_step, since_best, headline))
+
+    @property
+    def _best_step(self) -> int:
+        """The step of the lowest loss of an evaluation, or the last step without any."""
+        return min(self._losses, key=lambda step: self._losses[step], default=self.step)
 
     @property
     def _is_stopped(self) -> bool:
